@@ -1,0 +1,29 @@
+"""softxp: the softmax family for any array.
+
+One set of formulas, written against the Python array API standard, serves numpy, torch, cupy, JAX, Dask, ndonnx and any
+conforming array, and agrees with a high-precision truth within a stated number of ulp. See docs/semantics.md for what
+every corner gives.
+"""
+
+from importlib.metadata import version as _version
+
+from . import streaming
+from ._backends import register
+from .core import cross_entropy, log_softmax, logcumsumexp, logmeanexp, logsumexp, softmax
+from .transform import jvp, value_and_grad, vjp
+
+__version__ = _version("softxp")
+
+__all__ = [
+    "cross_entropy",
+    "jvp",
+    "log_softmax",
+    "logcumsumexp",
+    "logmeanexp",
+    "logsumexp",
+    "register",
+    "softmax",
+    "streaming",
+    "value_and_grad",
+    "vjp",
+]

@@ -1,0 +1,267 @@
+"""What callers give, checked and put in order: axes, dtypes, masks, temperatures, labels, and every error's sentence.
+
+Shapes and dtypes are looked at, values only where the backend says that they can be read on the host now
+(`backend.look`), so that lazy, traced and device arrays pass through untouched.
+"""
+
+from math import isfinite, prod
+from numbers import Integral, Real
+from operator import index
+from typing import Any
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+SIGNED = ("int8", "int16", "int32", "int64")
+UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
+
+_NAMES: dict[Any, str] = {}
+
+
+def dtype_name(dtype: Any) -> str:
+    """'float32' for that dtype of any library."""
+    name = _NAMES.get(dtype)
+    if name is None:
+        name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
+        name = _NAMES[dtype] = name.rsplit(".", 1)[-1].lower()
+    return name
+
+
+def known(size: Any) -> bool:
+    """Is this size of an axis a number already? Dask has nan, ONNX None, for the ones it will learn later."""
+    return size is not None and size == size and not isinstance(size, str)
+
+
+# --- arrays ----------------------------------------------------------------------------------------------------------
+
+
+def array(backend: Any, name: str, x: Any, also: tuple[str, ...] = ()) -> Any:
+    """x as an array of real numbers of this backend, integers as the default float; `also`: further dtypes to let by."""
+    x = backend.adopt(x)
+    kind = dtype_name(x.dtype)
+    if kind in FLOATS or kind in also:
+        return x
+    if kind in SIGNED or kind in UNSIGNED:
+        return backend.xp.astype(x, backend.default_float())
+    remedy = {
+        "bool": "cast it to a float first; a mask goes in as `where=`",
+        "complex64": "take the real part, or use a complex logsumexp elsewhere",
+        "complex128": "take the real part, or use a complex logsumexp elsewhere",
+        "object": "convert it to a numeric dtype first",
+    }.get(kind, "cast it to float16, bfloat16, float32 or float64 first")
+    raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}; {remedy}.")
+
+
+def companion(backend: Any, find: Any, name: str, value: Any, like: Any) -> Any:
+    """A further array of the call, of the same library and device as `like`."""
+    other = find(value, name)
+    if other is not backend:
+        raise TypeError(
+            f"all arrays of a call must come from one library: {name} is from {other.name}, the first from "
+            f"{backend.name}; convert one of them."
+        )
+    value = backend.adopt(value)
+    here, there = backend.device(like), backend.device(value)
+    if here != there:
+        raise ValueError(
+            f"all arrays of a call must be on one device: {name} is on {there}, the first on {here}; move one of them."
+        )
+    return value
+
+
+def broadcastable(name: str, shape: tuple, target: tuple, meaning: str) -> None:
+    ok = len(shape) <= len(target) and all(
+        a == 1 or a == b or not (known(a) and known(b)) for a, b in zip(reversed(shape), reversed(target), strict=False)
+    )
+    if not ok:
+        raise ValueError(f"{name} must broadcast to {meaning} {tuple(target)}, got shape {tuple(shape)}.")
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """`axis` (an int, a tuple of them, or None for all) as a sorted tuple of non-negative ints."""
+    if axis is None:
+        return tuple(range(ndim))
+    if ndim == 0 and axis in (-1, 0):  # a single number is a row of one
+        return ()
+    given = axis if isinstance(axis, tuple) else (axis,)
+    out = []
+    for a in given:
+        try:
+            a = index(a)
+        except TypeError:
+            raise TypeError(f"axis must be an int, a tuple of ints or None, got {axis!r}.") from None
+        if not -ndim <= a < ndim:
+            raise ValueError(f"axis must lie within [{-ndim}, {ndim}) for an array of {ndim} dimensions, got {axis}.")
+        out.append(a % ndim)
+    if len(set(out)) != len(out):
+        raise ValueError(f"axis must name each axis once, got {axis}.")
+    return tuple(sorted(out))
+
+
+def dtypes(backend: Any, x: Any, dtype: Any) -> tuple[Any, Any]:
+    """(dtype of the answer, dtype of the arithmetic): one step wider than both, 64 bits only where they are cheap."""
+    if dtype is None:
+        dtype = x.dtype
+    name = dtype_name(dtype)
+    if name not in FLOATS:
+        raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype!r}.")
+    names = (dtype_name(x.dtype), name)
+    wide = "float64" in names or ("float32" in names and backend.double(x))
+    if dtype is not x.dtype:
+        dtype = getattr(backend.xp, name, dtype)
+    return dtype, backend.xp.float64 if wide else backend.xp.float32
+
+
+def mask(backend: Any, find: Any, where: Any, x: Any) -> Any:
+    if where is None or where is True:
+        return None
+    if where is False:
+        return backend.xp.zeros_like(x, dtype=backend.xp.bool)
+    where = companion(backend, find, "where", where, x)
+    if dtype_name(where.dtype) not in ("bool", "bool_"):
+        raise TypeError(f"where must be a bool array (True takes part), got dtype {where.dtype}; compare it first.")
+    broadcastable("where", where.shape, x.shape, "the array's shape")
+    return where
+
+
+def temperature(backend: Any, find: Any, t: Any, x: Any, axis: tuple[int, ...]) -> Any:
+    """A Python number, or an array with one value for each row."""
+    invalid = "temperature must be at least 0 (0 is the argmax limit, inf the uniform one)"
+    if isinstance(t, Real):
+        t = float(t)
+        if not t >= 0:
+            raise ValueError(f"{invalid}, got {t}.")
+        return t
+    t = array(backend, "temperature", companion(backend, find, "temperature", t, x))
+    broadcastable("temperature", t.shape, x.shape, "the array's shape")
+    extra = x.ndim - t.ndim
+    if any(a >= extra and t.shape[a - extra] != 1 for a in axis):
+        raise ValueError(
+            f"temperature must be one number for each row: size 1 along axis {axis} of shape {tuple(x.shape)}, got shape "
+            f"{tuple(t.shape)}; put a size-1 axis there, or scale the entries of a row yourself before the call."
+        )
+    if backend.look(~(t >= 0)):
+        raise ValueError(f"{invalid}, got an array with a negative or NaN entry.")
+    return t
+
+
+def number(name: str, value: Any, low: float, high: float, meaning: str) -> float:
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a Python number, got {type(value).__name__}.")
+    value = float(value)
+    if not (low <= value <= high and isfinite(value)):
+        raise ValueError(f"{name} must be {meaning}, got {value}.")
+    return value
+
+
+# --- labels and weights of cross_entropy -----------------------------------------------------------------------------
+
+
+def row_shape(x: Any, axis: tuple[int, ...]) -> tuple:
+    return tuple(n for a, n in enumerate(x.shape) if a not in axis)
+
+
+def row_layout(backend: Any, a: Any, x: Any, axis: tuple[int, ...]) -> Any:
+    """An array that broadcasts to the rows, with size 1 where `axis` was."""
+    xp, rows = backend.xp, x.ndim - len(axis)
+    for _ in range(rows - a.ndim):
+        a = xp.expand_dims(a, axis=0)
+    for i in axis:
+        a = xp.expand_dims(a, axis=i)
+    return a
+
+
+def labels(backend: Any, find: Any, y: Any, x: Any, axis: tuple[int, ...], ignore_index: Any) -> tuple[Any, Any, Any]:
+    """(labels laid out beside x, class indices or None for soft labels, the ignore_index that can occur)."""
+    if ignore_index is not None:
+        try:
+            ignore_index = index(ignore_index)
+        except TypeError:
+            raise TypeError(f"ignore_index must be an int or None, got {ignore_index!r}.") from None
+    shape = row_shape(x, axis)
+    if isinstance(y, Integral) and not isinstance(y, bool):
+        y = backend.put(int(y), x)
+    home = find(y, "labels")
+    if home is not backend and home.name != "numpy":  # labels read from a file may stay in numpy beside any logits
+        companion(backend, find, "labels", y, x)
+    y = home.adopt(y) if home is not backend else companion(backend, find, "labels", y, x)
+    kind = dtype_name(y.dtype)
+    if kind in FLOATS:
+        if not same_shape(y.shape, x.shape):
+            raise ValueError(
+                f"float labels are distributions and need the logits' shape {tuple(x.shape)}, got {tuple(y.shape)}; class "
+                "indices go in as integers."
+            )
+        return (y if home is backend else backend.put(y, x)), None, None
+    if kind not in SIGNED and kind not in UNSIGNED:
+        raise TypeError(
+            f"labels must be integers (class indices) or real floats (distributions), got dtype {y.dtype}; cast them."
+        )
+    if not same_shape(y.shape, shape):
+        raise ValueError(
+            f"integer labels need the logits' shape without axis, {tuple(shape)}, got {tuple(y.shape)}; class probabilities "
+            "go in as floats shaped like the logits."
+        )
+    size = prod(x.shape[a] for a in axis)
+    y, ignore_index = widen(home, y, ignore_index)
+    bad = (y < 0) | (y >= size)
+    if home.look(bad if ignore_index is None else bad & (y != ignore_index)):
+        extra = "" if ignore_index is None else f" or be ignore_index={ignore_index}"
+        raise IndexError(f"labels must lie within [0, {size}){extra}; got one outside.")
+    if home is not backend:
+        y, ignore_index = widen(backend, backend.put(y, x), ignore_index)
+    where = tuple(x.shape[a] if a in axis else 1 for a in range(x.ndim))
+    classes = backend.xp.reshape(backend.arange(size, y.dtype, x), where)
+    return row_layout(backend, y, x, axis), classes, ignore_index
+
+
+def widen(backend: Any, y: Any, ignore_index: int | None) -> tuple[Any, int | None]:
+    """Integer labels in a type where every label, the class count and ignore_index can be compared as numbers."""
+    wide, kind = backend.default_int(), dtype_name(y.dtype)
+    bits = int(dtype_name(wide)[3:])
+    if kind in UNSIGNED and ignore_index is not None and ignore_index < 0:
+        ignore_index = None  # an unsigned label is never negative: 156 is not -100
+    if ignore_index is not None and not -(2 ** (bits - 1)) <= ignore_index < 2 ** (bits - 1):
+        ignore_index = None
+    narrow = kind in SIGNED or int(kind[4:]) < bits or backend.name == "torch"  # torch cannot compare uint64
+    if narrow and kind != dtype_name(wide):
+        y = backend.xp.astype(y, wide)
+    return y, ignore_index
+
+
+def same_shape(a: tuple, b: tuple) -> bool:
+    return len(a) == len(b) and all(m == n or not (known(m) and known(n)) for m, n in zip(a, b, strict=True))
+
+
+def class_weight(backend: Any, find: Any, w: Any, x: Any, axis: tuple[int, ...]) -> Any:
+    if w is None:
+        return None
+    w = array(backend, "class_weight", companion(backend, find, "class_weight", w, x))
+    sizes = tuple(x.shape[a] for a in axis)
+    if not same_shape(w.shape, sizes):
+        raise ValueError(f"class_weight needs one weight for each class, shape {sizes}, got {tuple(w.shape)}.")
+    return backend.xp.reshape(w, tuple(x.shape[a] if a in axis else 1 for a in range(x.ndim)))
+
+
+def sample_weight(backend: Any, find: Any, w: Any, x: Any, axis: tuple[int, ...]) -> Any:
+    if w is None:
+        return None
+    if isinstance(w, Real):
+        w = backend.put(float(w), x)
+    w = array(backend, "sample_weight", companion(backend, find, "sample_weight", w, x))
+    broadcastable("sample_weight", w.shape, row_shape(x, axis), "the rows' shape")
+    return row_layout(backend, w, x, axis)
+
+
+def normalizer(backend: Any, find: Any, value: Any, reduction: str, x: Any) -> Any:
+    if value is None:
+        return None
+    if reduction != "mean":
+        raise ValueError(f'normalizer replaces the sum of weights in reduction="mean", got reduction={reduction!r}.')
+    if isinstance(value, Real):
+        return number("normalizer", value, 0, float("inf"), "a finite number of at least 0")
+    value = array(backend, "normalizer", companion(backend, find, "normalizer", value, x))
+    if prod(value.shape) != 1:
+        raise ValueError(f"normalizer must be one number, got shape {tuple(value.shape)}.")
+    return value

@@ -1,0 +1,77 @@
+"""Dask: lazy throughout; an axis split over chunks is folded with the row state and never gathered."""
+
+from functools import partial, reduce
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from array_api_compat.dask import array as compat
+
+from .. import _formulas as F
+from . import Backend
+from ._namespace import careful
+from .on_numpy import XP as NP
+from .on_numpy import quiet
+
+
+def _pack(m: Any, r: Any) -> Any:
+    state = np.empty(m.shape, dtype=[("m", m.dtype), ("r", r.dtype)])
+    state["m"], state["r"] = m, r
+    return state
+
+
+@quiet
+def _of_chunk(x: Any, axis: Any, keepdims: bool, temperature: float, exact: bool) -> Any:
+    rows = F.whole_rows(NP, x, _tuple(axis), temperature, exact)
+    return _pack(rows.m, rows.r)
+
+
+@quiet
+def _of_states(states: Any, axis: Any, keepdims: bool, temperature: float) -> Any:
+    for a in _tuple(axis):
+        parts = [np.take(states, [i], axis=a) for i in range(states.shape[a])]
+        merged = reduce(lambda s, t: F.merge(NP, s, t, temperature), [(p["m"], p["r"]) for p in parts])
+        states = _pack(*merged)
+    return states
+
+
+def _tuple(axis: Any) -> tuple[int, ...]:
+    return tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
+
+
+def _fold_rows(x: Any, axis: tuple[int, ...], temperature: float, exact: bool) -> tuple[Any, Any]:
+    if not axis or any(x.shape[a] == 0 for a in axis):
+        s = F.whole_rows(XP, x, axis, temperature, exact)
+        return s.m, s.r
+    states = da.reduction(
+        x,
+        chunk=partial(_of_chunk, temperature=temperature, exact=exact),
+        combine=partial(_of_states, temperature=temperature),
+        aggregate=partial(_of_states, temperature=temperature),
+        axis=axis,
+        keepdims=True,
+        dtype=np.dtype([("m", x.dtype), ("r", x.dtype)]),
+        concatenate=True,
+    )
+    return states["m"], states["r"]
+
+
+def _sum_of_chunk(x: Any, axis: Any, keepdims: bool) -> Any:
+    return NP.sum(x, axis=axis, keepdims=keepdims)
+
+
+def _sum(x: Any, *, axis: Any, keepdims: bool = False) -> Any:
+    return da.reduction(x, _sum_of_chunk, _sum_of_chunk, axis=axis, keepdims=keepdims, dtype=x.dtype)
+
+
+XP = careful(compat, sum=_sum, fold_rows=_fold_rows)
+
+BACKEND = Backend(
+    name="dask",
+    xp=XP,
+    double=lambda x: True,
+    put=lambda value, like: da.asarray(value),
+    arange=lambda n, dtype, like: da.arange(n, dtype=dtype),
+    default_float=lambda: np.dtype(np.float64),
+    default_int=lambda: np.dtype(np.int64),
+)

@@ -1,0 +1,168 @@
+"""torch: the formulas lifted into autograd (reverse, forward, vmap, any order), native softmax where it is right."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from array_api_compat import torch as compat
+from torch.autograd import forward_ad
+
+from .._op import Op, is_array
+from . import Backend, evaluate
+from ._namespace import careful
+
+# torch adds in a cascade, so its own sum serves; its vmap of a backward knows cat but not its alias concat (torch 2.13)
+XP = careful(compat, sum=compat.sum, concat=torch.cat)
+
+
+class _Fixed:
+    """What of a call is not tensors, as one leaf: the tensors' names and the options."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.names = tuple(k for k, v in values.items() if is_array(v))
+        self.options = {k: v for k, v in values.items() if not is_array(v)}
+
+    def join(self, tensors: Any) -> dict[str, Any]:
+        return dict(zip(self.names, tensors, strict=True), **self.options)
+
+
+def _lift(op: Op, xp: Any) -> Callable[[dict[str, Any]], Any]:
+    forward, vjp, jvp, native = op.forward, op.vjp, op.jvp, _NATIVE.get(op.name)
+    if vjp is None or jvp is None:
+        return lambda values: forward(xp, **values)
+
+    def run(fixed: _Fixed, *tensors: Any) -> Any:
+        values = fixed.join(tensors)
+        if native is not None:
+            y = native(**values)
+            if y is not NotImplemented:
+                return y
+        return forward(xp, **values)
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.fixed, *tensors = inputs
+        ctx.save_for_backward(*tensors, output)
+
+    def pull(ctx: Any, ct: Any, call: Any) -> tuple[Any, ...]:
+        *tensors, y = ctx.saved_tensors
+        needs = dict(zip(ctx.fixed.names, ctx.needs_input_grad[1:], strict=True))
+        wanted = tuple(k for k, need in needs.items() if need)
+        out = vjp(call, xp, ct, y, wanted, **ctx.fixed.join(tensors))
+        return None, *(out[k] if need else None for k, need in needs.items())
+
+    class Lifted(torch.autograd.Function):
+        generate_vmap_rule = True
+        forward = staticmethod(run)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            setup(ctx, inputs, output)
+            ctx.save_for_forward(*inputs[1:], output)
+
+        @staticmethod
+        def backward(ctx: Any, *cts: Any) -> Any:
+            return pull(ctx, cts[0], _again)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            *tensors, y = ctx.saved_tensors
+            moved = {k: t for k, t in zip(ctx.fixed.names, tangents[1:], strict=True) if t is not None}
+            return jvp(_again, xp, y, moved, **ctx.fixed.join(tensors))
+
+    class Compiled(torch.autograd.Function):  # torch.compile refuses a Function that defines jvp (torch 2.13)
+        forward = staticmethod(run)
+        setup_context = staticmethod(setup)
+
+        @staticmethod
+        def backward(ctx: Any, *cts: Any) -> Any:
+            return pull(ctx, cts[0], _formula)
+
+    def lifted(values: dict[str, Any]) -> Any:
+        fixed = _Fixed(values)
+        function = Compiled if torch.compiler.is_compiling() else Lifted
+        return function.apply(fixed, *(values[k] for k in fixed.names))
+
+    return lifted
+
+
+def _again(name: str, **values: Any) -> Any:
+    return BACKEND.lifted[name](values)
+
+
+def _formula(name: str, **values: Any) -> Any:
+    return evaluate(XP, name, **values)
+
+
+# --- native softmax --------------------------------------------------------------------------------------------------
+# torch.softmax keeps our accuracy along the last axis while rows are short, or in arithmetic one step wider; a row with
+# an infinity or with nothing in it, which it answers with NaN throughout, is left to the formula: its first entry tells.
+
+_SHORT = {torch.float32: 1024, torch.float64: 1024, torch.float16: 16384, torch.bfloat16: 16384}
+
+
+def _native_softmax(
+    x: Any, axis: Any, where: Any = None, temperature: Any = 1.0, dtype: Any = None, compute: Any = None
+) -> Any:
+    if axis.__class__ is tuple and len(axis) == 1:
+        axis = axis[0]
+    if (
+        where is not None
+        or axis.__class__ is not int
+        or temperature.__class__ is not float
+        or temperature != 1.0
+        or not (dtype is None or dtype is x.dtype)
+        or torch.compiler.is_compiling()
+        or not x.is_cpu
+        or type(x) not in _PLAIN
+    ):
+        return NotImplemented
+    shape = x.shape
+    short = _SHORT.get(x.dtype)
+    rank = len(shape)
+    if short is None or not -rank <= axis < rank or 0 in shape:
+        return NotImplemented
+    if shape[axis] <= short and axis in (-1, rank - 1):
+        y = torch.softmax(x, axis)
+    elif x.dtype is not torch.float64:
+        y = torch.softmax(x, axis, dtype=torch.float64).to(x.dtype)
+    else:
+        return NotImplemented
+    try:
+        first = y[0].item() if rank == 1 else y.select(axis, 0).sum().item()
+    except RuntimeError:  # under vmap, or fake: no value to look at
+        return NotImplemented
+    return y if first == first else NotImplemented
+
+
+def _softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any:
+    if (x.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
+        return NotImplemented
+    return _native_softmax(x, axis, where, temperature, dtype)
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_NATIVE = {"softmax": _native_softmax}
+
+
+def _look(condition: Any) -> Any:
+    if torch.compiler.is_compiling() or not condition.is_cpu:
+        return None
+    try:
+        return bool(condition.any())
+    except RuntimeError:  # under vmap, or fake
+        return None
+
+
+BACKEND = Backend(
+    name="torch",
+    xp=XP,
+    lift=_lift,
+    kernels={"softmax": _softmax},
+    double=lambda x: x.device.type == "cpu",
+    look=_look,
+    device=lambda x: x.device,
+    put=lambda value, like: torch.asarray(value, device=like.device),
+    arange=lambda n, dtype, like: torch.arange(n, dtype=dtype, device=like.device),
+    default_float=torch.get_default_dtype,
+    default_int=lambda: torch.int64,
+)

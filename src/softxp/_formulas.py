@@ -1,0 +1,786 @@
+"""The mathematics of softxp, said once.
+
+Every function takes the array namespace first and uses the array API standard alone, so the same lines run on any
+library, on one chunk of a larger array, and on numbers of fifty digits. This file imports nothing of ours.
+
+Everything stands on one row state, `(m, r)`: the maximum of a row, and the sum of `exp(x - m)` over all of the row but
+*one* maximum. Then
+
+    logsumexp = m + log1p(r)        log_softmax = (x - m) - log1p(r)        softmax = exp(x - m) / (1 + r)
+
+and two states merge into one. Leaving that one maximum out of the sum is what keeps the tails: at [17, 0] the first entry
+of log_softmax is -4.1e-8, which `log(1 + 4.1e-8)` rounds away in 32 bits.
+
+Words used below: `axis` is a tuple of non-negative ints; a *row* is what lies along `axis`; arrays named after a
+quantity of a row (m, r, count) keep `axis` with size 1. `compute` is the dtype of the arithmetic and `dtype` that of the
+answer. A rule's `call(name, **values)` evaluates another function of this file as the backend differentiates it, so
+that derivatives of derivatives are closed forms too.
+
+No step here raises a floating-point flag for the corners (infinities, empty rows, temperature 0), no Python branch looks
+at an array's values, and nothing is written in place.
+"""
+
+from typing import NamedTuple
+
+INF, NAN = float("inf"), float("nan")
+
+
+# --- small words -----------------------------------------------------------------------------------------------------
+
+
+def cast(xp, x, dtype):
+    return x if x.dtype == dtype else xp.astype(x, dtype)
+
+
+def total(xp, x, axis):
+    return xp.sum(x, axis=axis, keepdims=True) if axis else x
+
+
+def row_max(xp, x, axis):
+    if not axis:
+        return x
+    if any(x.shape[a] == 0 for a in axis):  # an empty row has no maximum to ask for; its sum is 0
+        return total(xp, x, axis) - INF
+    return xp.max(x, axis=axis, keepdims=True)
+
+
+def drop(xp, x, axis):
+    """Remove the size-1 axes of a row quantity."""
+    return xp.squeeze(x, axis=axis) if axis else x
+
+
+def keep(xp, x, axis):
+    """Put the size-1 axes of a row quantity back."""
+    for a in axis:
+        x = xp.expand_dims(x, axis=a)
+    return x
+
+
+def sum_like(xp, g, like):
+    """Sum `g` over what broadcasting added to `like`: the adjoint of broadcasting, in like's shape and dtype."""
+    extra = g.ndim - like.ndim
+    axes = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(like.shape) if n == 1 and g.shape[extra + i] != 1)
+    if axes:
+        g = xp.sum(g, axis=axes, keepdims=True)
+    return cast(xp, xp.reshape(g, like.shape) if extra else g, like.dtype)
+
+
+def masked(xp, x, where, compute):
+    """x in the compute dtype, -inf where it takes no part."""
+    x = cast(xp, x, compute)
+    return x if where is None else xp.where(where, x, xp.full_like(x, -INF))
+
+
+# --- error-free pieces: what rounding took away, kept as a second number ----------------------------------------------
+
+
+def two_difference(a, b):
+    """d, error with d + error == a - b exactly (Knuth 1969, The Art of Computer Programming, vol. 2, 4.2.2)."""
+    d = a - b
+    v = d - a
+    return d, (a - (d - v)) - (b + v)
+
+
+def two_product_error(a, b, splitter):
+    """a * b - round(a * b), exactly (Dekker 1971, doi:10.1007/BF01397083)."""
+    c = splitter * a
+    ah = c - (c - a)
+    c = splitter * b
+    bh = c - (c - b)
+    al, bl = a - ah, b - bh
+    return ((ah * bh - a * b) + ah * bl + al * bh) + al * bl
+
+
+def divide(xp, d, error, t):
+    """(d + error) / t as a quotient and what is missing from it."""
+    q = d / t
+    if error is None:
+        return q, None
+    # exp of anything below -1e5 is 0: the clip only keeps the splitting from overflowing
+    near = xp.maximum(q, xp.full_like(t, -1e5))
+    splitter = 134217729.0 if d.dtype == xp.float64 else 4097.0
+    return q, ((xp.maximum(d, -1e5 * t) - near * t) - two_product_error(near, t, splitter) + error) / t
+
+
+# --- the row state ---------------------------------------------------------------------------------------------------
+
+
+class Rows(NamedTuple):
+    m: object  # maximum of each row; -inf for a row with nothing in it
+    r: object  # sum of exp(d) over all of the row but one maximum; 0 for a row with nothing in it
+    top: object  # bool: a maximum of its row
+    d: object  # (x - m) / temperature: exactly 0 at the top, -inf for what takes no part
+    e: object  # exp(d), with the rounding of d made good where the arithmetic is no wider than x
+
+
+def rows(xp, x, *, axis, where=None, temperature=1.0, compute):
+    exact = x.dtype == compute
+    x = masked(xp, x, where, compute)
+    fold = getattr(xp, "fold_rows", None)
+    if fold is None or not isinstance(temperature, (int, float)):
+        return whole_rows(xp, x, axis, temperature, exact)
+    m, r = fold(x, axis, temperature, exact)  # a library whose arrays lie in pieces folds the state over them
+    return Rows(m, r, *spread(xp, x, m, temperature, exact))
+
+
+def whole_rows(xp, x, axis, temperature, exact):
+    m = row_max(xp, x, axis)
+    top, d, e = spread(xp, x, m, temperature, exact)
+    return Rows(m, rest(xp, top, e, axis), top, d, e)
+
+
+def spread(xp, x, m, temperature, exact):
+    """top, d and e of `Rows`, from x and its rows' maximum."""
+    low, zero = xp.full_like(m, -INF), xp.zeros_like(m)
+    centre = xp.where(xp.isfinite(m), m, zero)  # -inf - (-inf) is nan: a row with nothing in it shifts by 0
+    # beside +inf all else is -inf; beside nan all is nan
+    ceiling = xp.where(m == INF, low, xp.where(m == m, -low, m))
+    peak = xp.where(m == -INF, zero + NAN, m)  # a row with nothing in it has no top
+
+    t, flat = None, None  # the divisor, and where temperature is +inf
+    if not isinstance(temperature, (int, float)):
+        t = cast(xp, temperature, m.dtype)
+        flat = t == INF
+        frozen = xp.where(m == m, low, m)  # temperature 0: the top alone remains
+        ceiling = xp.where(t > 0, ceiling, xp.where(t == 0, frozen, frozen + NAN))
+        peak = xp.where(t >= 0, peak, zero + NAN)
+        t = xp.where((t > 0) & ~flat, t, xp.ones_like(t))
+    elif temperature == 0:
+        ceiling = xp.where(m == m, low, m)
+    elif temperature == INF:
+        flat = m == m
+    elif temperature != 1:
+        t = xp.full_like(m, temperature)
+
+    if exact:
+        d, error = two_difference(xp.where(xp.isfinite(x), x, centre), centre)
+        error = xp.where(xp.isfinite(error), error, zero)  # it is lost where the difference overflows
+    else:
+        d, error = x - centre, None
+    if t is not None:
+        d, error = divide(xp, d, error, t)
+    if exact:
+        d = xp.where(x == -INF, low, d)
+    if flat is not None:
+        d = xp.where(flat & (d > -INF), zero, d)
+        error = None if error is None else xp.where(flat, zero, error)
+
+    top = x == peak
+    d = xp.where(top, zero, xp.minimum(d, ceiling))
+    e = xp.exp(d)
+    return top, d, e if error is None else e + e * error
+
+
+def rest(xp, top, e, axis):
+    """r: the sum of e over all but one maximum."""
+    count = total(xp, cast(xp, top, e.dtype), axis)
+    zero = xp.zeros_like(count)
+    return total(xp, xp.where(top, zero, e), axis) + (xp.maximum(count, zero + 1) - 1)
+
+
+def merge(xp, a, b, temperature=1.0):
+    """The state of two rows laid end to end, from their states (m, r). Associative, commutative."""
+    (ma, ra), (mb, rb) = a, b
+    m = xp.maximum(ma, mb)
+    wide, exact = cast(xp, m, ra.dtype), ma.dtype == ra.dtype
+    _, _, ea = spread(xp, cast(xp, ma, ra.dtype), wide, temperature, exact)
+    _, _, eb = spread(xp, cast(xp, mb, ra.dtype), wide, temperature, exact)
+    return m, xp.where(ma >= mb, ra + (1 + rb) * eb, rb + (1 + ra) * ea)
+
+
+# --- softmax, log_softmax --------------------------------------------------------------------------------------------
+
+
+def softmax(xp, x, *, axis, where=None, temperature=1.0, dtype, compute):
+    s = rows(xp, x, axis=axis, where=where, temperature=temperature, compute=compute)
+    return cast(xp, s.e / (1 + s.r), dtype)
+
+
+def log_softmax(xp, x, *, axis, where=None, temperature=1.0, dtype, compute):
+    s = rows(xp, x, axis=axis, where=where, temperature=temperature, compute=compute)
+    return cast(xp, s.d - xp.log1p(s.r), dtype)
+
+
+def softmax_derivative(xp, p, v, axis):
+    """(diag(p) - p pᵀ) v, its own transpose.
+
+    It does not change when a constant is added to v. Taking v's value at the row's maximum as zero keeps the derivative
+    at an entry of probability near 1 exact, as taking x's maximum as zero keeps softmax exact.
+    """
+    top = p == row_max(xp, p, axis)
+    count = total(xp, cast(xp, top, p.dtype), axis)
+    zero = xp.zeros_like(count)
+    v = v - total(xp, xp.where(top, v, zero), axis) / xp.maximum(count, zero + 1)
+    return p * (v - total(xp, p * v, axis))
+
+
+def log_softmax_adjoint(xp, logp, ct, axis):
+    """ct - p Σct. At an entry with p > 1/2, where that cancels: -expm1(log p) ct - p Σ(the other ct)."""
+    p = xp.exp(logp)
+    lone = p > 0.5
+    others = total(xp, xp.where(lone, xp.zeros_like(ct), ct), axis)
+    others = xp.where(lone, others, total(xp, ct, axis) - ct)
+    return -xp.expm1(logp) * ct - p * others
+
+
+def softmax_vjp(call, xp, ct, y, wanted, x, *, axis, where=None, temperature=1.0, dtype, compute):
+    p = probabilities(call, xp, y, x, axis, where, temperature, compute)
+    gz = softmax_derivative(xp, p, cast(xp, ct, compute), axis)
+    return to_inputs(xp, gz, None, wanted, x, None, axis, where, temperature, compute)
+
+
+def softmax_jvp(call, xp, y, tangents, x, *, axis, where=None, temperature=1.0, dtype, compute):
+    p = probabilities(call, xp, y, x, axis, where, temperature, compute)
+    dz, _, frozen = from_inputs(xp, tangents, x, None, axis, where, temperature, compute)
+    dy = softmax_derivative(xp, p, dz, axis)
+    return cast(xp, xp.where(frozen, xp.zeros_like(dy), dy), dtype)
+
+
+def probabilities(call, xp, y, x, axis, where, temperature, compute):
+    """The answer itself, unless it was rounded to 16 bits: a derivative should not start from that."""
+    if y.dtype in (xp.float32, xp.float64):
+        return cast(xp, y, compute)
+    return call("softmax", x=x, axis=axis, where=where, temperature=temperature, dtype=compute, compute=compute)
+
+
+def log_softmax_vjp(call, xp, ct, y, wanted, x, *, axis, where=None, temperature=1.0, dtype, compute):
+    logp = call("log_softmax", x=x, axis=axis, where=where, temperature=temperature, dtype=compute, compute=compute)
+    ct = cast(xp, ct, compute)
+    ct = xp.where(logp == -INF, xp.zeros_like(ct), ct)  # log p is -inf there whatever x does nearby
+    gz = log_softmax_adjoint(xp, logp, ct, axis)
+    return to_inputs(xp, gz, None, wanted, x, None, axis, where, temperature, compute)
+
+
+def log_softmax_jvp(call, xp, y, tangents, x, *, axis, where=None, temperature=1.0, dtype, compute):
+    p = call("softmax", x=x, axis=axis, where=where, temperature=temperature, dtype=compute, compute=compute)
+    dz, _, frozen = from_inputs(xp, tangents, x, None, axis, where, temperature, compute)
+    zero = xp.zeros_like(dz)
+    top = p == row_max(xp, p, axis)
+    dz = dz - total(xp, xp.where(top, dz, zero), axis) / total(xp, cast(xp, top, compute), axis)
+    dy = dz - total(xp, p * dz, axis)
+    return cast(xp, xp.where(frozen | (y == -INF), zero, dy), dtype)
+
+
+# --- between the inputs and z, the scores whose softmax is taken: z = softcap(x) / temperature, masked ----------------
+
+
+def capped(xp, x, softcap, compute):
+    x = cast(xp, x, compute)
+    return x if softcap is None else softcap * xp.tanh(x / softcap)
+
+
+def cap_slope(xp, x, softcap):
+    """d softcap·tanh(x / softcap) / dx = sech²(x / softcap), without cancellation where tanh is near 1."""
+    e = xp.exp(-2 * xp.abs(x / softcap))
+    return 4 * e / ((1 + e) * (1 + e))
+
+
+def divisor(xp, m, temperature):
+    """Temperature, 1 instead of its limits 0 and inf, and the rows whose derivative is 0 because it was one of them."""
+    if isinstance(temperature, (int, float)):
+        return (temperature, m != m) if 0 < temperature < INF else (1.0, m == m)
+    t = cast(xp, temperature, m.dtype)
+    limit = (t == 0) | (t == INF)
+    return xp.where(limit, xp.ones_like(t), t), limit
+
+
+def scores(xp, x, softcap, axis, where, temperature, compute):
+    """u = softcap(x) masked, its rows' maximum as a finite centre, the divisor, and which rows have derivative 0."""
+    u = masked(xp, capped(xp, x, softcap, compute), where, compute)
+    m = row_max(xp, u, axis)
+    t, frozen = divisor(xp, m, temperature)
+    frozen = (frozen & (m == m)) | (m == INF) | (m == -INF)
+    return u, xp.where(xp.isfinite(m), m, xp.zeros_like(m)), t, frozen
+
+
+def to_inputs(xp, gz, row_sum, wanted, x, softcap, axis, where, temperature, compute):
+    """Pull a cotangent of z back to {x, temperature}. `row_sum`: Σ gz of each row where it is not 0 by construction."""
+    u, centre, t, frozen = scores(xp, x, softcap, axis, where, temperature, compute)
+    zero = xp.zeros_like(gz)
+    gz = xp.where(frozen, zero, gz)
+    out = {}
+    if "temperature" in wanted:
+        # dz/dT = -u / T², split at the centre so that a large common offset does not drown the differences
+        gt = gz * xp.where(gz == 0, zero, u - centre)
+        gt = sum_like(xp, total(xp, gt, axis) / (t * t), temperature)
+        if row_sum is not None:
+            gt = gt + sum_like(xp, xp.where(frozen, xp.zeros_like(row_sum), row_sum) * centre / (t * t), temperature)
+        out["temperature"] = -gt
+    if "x" in wanted:
+        gx = gz / t
+        if softcap is not None:
+            gx = gx * cap_slope(xp, cast(xp, x, compute), softcap)
+        if where is not None:
+            gx = xp.where(where, gx, zero)
+        out["x"] = cast(xp, gx, x.dtype)
+    return out
+
+
+def from_inputs(xp, tangents, x, softcap, axis, where, temperature, compute):
+    """Push tangents of {x, temperature} forward to z: dz less a row constant, that constant, and the frozen rows."""
+    u, centre, t, frozen = scores(xp, x, softcap, axis, where, temperature, compute)
+    zero = xp.zeros_like(u)
+    dz, shift = zero, xp.zeros_like(centre)
+    if "x" in tangents:
+        dx = cast(xp, tangents["x"], compute)
+        if softcap is not None:
+            dx = dx * cap_slope(xp, cast(xp, x, compute), softcap)
+        dx = dx / t
+        dz = dz + (dx if where is None else xp.where(where, dx, zero))
+    if "temperature" in tangents:
+        dt = cast(xp, tangents["temperature"], compute) / (t * t)
+        dz = dz - xp.where(xp.isfinite(u), u - centre, zero) * dt
+        shift = shift - centre * dt
+    return dz, shift, frozen
+
+
+# --- logsumexp, logmeanexp -------------------------------------------------------------------------------------------
+
+
+def weighted(xp, x, b, where, compute):
+    """x + log|b|, -inf where b is 0, and which entries count negative (None: none can)."""
+    x = masked(xp, x, where, compute)
+    if b is None:
+        return x, None
+    b = cast(xp, b, compute)
+    absent = b == 0
+    shifted = x + xp.log(xp.where(absent, xp.ones_like(b), xp.abs(b)))
+    return xp.where(absent, xp.full_like(shifted, -INF), shifted), b < 0
+
+
+def negative_share(xp, e, r, negative, axis):
+    """The share of the negative terms in Σ|b| exp(x); the sum itself is positive below one half."""
+    return total(xp, xp.where(negative, e, xp.zeros_like(e)), axis) / (1 + r)
+
+
+def logsumexp(xp, x, *, axis, b=None, where=None, keepdims, return_sign=False, dtype, compute):
+    if b is None:
+        s = rows(xp, x, axis=axis, where=where, compute=compute)
+        lse = s.m + xp.log1p(s.r)
+    else:
+        z, negative = weighted(xp, x, b, where, compute)
+        s = rows(xp, z, axis=axis, compute=compute)
+        share = negative_share(xp, s.e, s.r, negative, axis)
+        # |1 - 2 share|, less 1, so that no negative term at all adds exactly 0
+        less = xp.where(share <= 0.5, -2 * share, 2 * share - 2)
+        nothing = less == -1
+        log = xp.log1p(xp.where(nothing, xp.zeros_like(less), less))
+        lse = s.m + xp.log1p(s.r) + xp.where(nothing, xp.full_like(log, -INF), log)
+        if not return_sign:
+            lse = xp.where(share > 0.5, xp.full_like(lse, NAN), lse)
+    return cast(xp, lse if keepdims else drop(xp, lse, axis), dtype)
+
+
+def sumexp_sign(xp, x, *, axis, b=None, where=None, keepdims, dtype, compute):
+    """Sign of Σ b exp(x): 1, -1, or 0 where the terms cancel or there are none."""
+    z, negative = weighted(xp, x, b, where, compute)
+    s = rows(xp, z, axis=axis, compute=compute)
+    share = xp.zeros_like(s.m) if negative is None else negative_share(xp, s.e, s.r, negative, axis)
+    sign = xp.where(s.m == -INF, xp.zeros_like(s.m), xp.sign(0.5 - share) + 0 * xp.where(s.m == s.m, s.r, s.m))
+    return cast(xp, sign if keepdims else drop(xp, sign, axis), dtype)
+
+
+def logmeanexp(xp, x, *, axis, where=None, keepdims, dtype, compute):
+    s = rows(xp, x, axis=axis, where=where, compute=compute)
+    if where is None:
+        count = total(xp, xp.ones_like(s.d), axis)
+    else:
+        count = total(xp, xp.where(where, xp.ones_like(s.d), xp.zeros_like(s.d)), axis)
+    count = xp.maximum(count, xp.ones_like(count))
+    mean = (1 + s.r) / count
+    # near-equal entries: log(mean of exp(d)) = log1p(mean of expm1(d)), which does not round the mean to 1 first
+    part = xp.expm1(s.d) if where is None else xp.where(where, xp.expm1(s.d), xp.zeros_like(s.d))
+    near = mean > 0.5
+    log = xp.where(near, xp.log1p(xp.where(near, total(xp, part, axis) / count, xp.zeros_like(mean))), xp.log(mean))
+    lme = s.m + log
+    return cast(xp, lme if keepdims else drop(xp, lme, axis), dtype)
+
+
+def exp_weights(xp, call, x, b, where, axis, compute):
+    """∂logsumexp/∂x, which is softmax where no term is negative, and the rows whose derivative is 0."""
+    z, negative = weighted(xp, x, b, where, compute)
+    p = call("softmax", x=z, axis=axis, dtype=compute, compute=compute)
+    m = row_max(xp, z, axis)
+    if negative is not None:
+        share = total(xp, xp.where(negative, p, xp.zeros_like(p)), axis)
+        p = xp.where(negative, -p, p) / (1 - 2 * share)
+    return p, (m == INF) | (m == -INF)
+
+
+def exp_weights_of_b(xp, call, x, b, where, axis, compute):
+    """∂logsumexp/∂b = exp(x) / Σ b exp(x)."""
+    options = dict(x=x, axis=axis, b=b, where=where, keepdims=True, dtype=compute, compute=compute)
+    lse, sign = call("logsumexp", **options, return_sign=True), sumexp_sign(xp, **options)
+    return sign * xp.exp(masked(xp, x, where, compute) - lse)
+
+
+def logsumexp_vjp(
+    call, xp, ct, y, wanted, x, *, axis, b=None, where=None, keepdims, return_sign=False, dtype, compute
+):
+    ct = cast(xp, ct if keepdims else keep(xp, ct, axis), compute)
+    w, frozen = exp_weights(xp, call, x, b, where, axis, compute)
+    out, zero = {}, xp.zeros_like(w)
+    if "x" in wanted:
+        gx = xp.where(frozen, zero, ct * w)
+        out["x"] = cast(xp, gx if where is None else xp.where(where, gx, zero), x.dtype)
+    if "b" in wanted:
+        gb = xp.where(frozen, zero, ct * exp_weights_of_b(xp, call, x, b, where, axis, compute))
+        out["b"] = sum_like(xp, gb, b)
+    return out
+
+
+def logsumexp_jvp(call, xp, y, tangents, x, *, axis, b=None, where=None, keepdims, return_sign=False, dtype, compute):
+    w, frozen = exp_weights(xp, call, x, b, where, axis, compute)
+    zero = xp.zeros_like(w)
+    dz = zero
+    if "x" in tangents:
+        dz = dz + xp.where(w == 0, zero, w * cast(xp, tangents["x"], compute))
+    if "b" in tangents:
+        dz = dz + exp_weights_of_b(xp, call, x, b, where, axis, compute) * cast(xp, tangents["b"], compute)
+    dy = total(xp, xp.where(frozen, zero, dz), axis)
+    return cast(xp, dy if keepdims else drop(xp, dy, axis), dtype)
+
+
+# --- logcumsumexp ----------------------------------------------------------------------------------------------------
+
+
+def axis_last(xp, x, axis, reverse):
+    """The axes of a row flattened into one, last, in the direction of the sum; and the way back."""
+    shape = x.shape
+    order = tuple(a for a in range(x.ndim) if a not in axis) + axis
+    back = tuple(order.index(a) for a in range(x.ndim))
+    moved = tuple(shape[a] for a in order)
+    lead = x.ndim - len(axis)
+    turn = (lambda a: xp.flip(a, axis=-1)) if reverse else (lambda a: a)
+    length = 1
+    for n in moved[lead:]:
+        length = length * n
+
+    def there(a):
+        return turn(xp.reshape(xp.permute_dims(a, order), (*moved[:lead], length)))
+
+    def again(a):
+        return xp.permute_dims(xp.reshape(turn(a), moved), back)
+
+    return there, again
+
+
+def scan(xp, join, state):
+    """Every prefix of `state` (a tuple of arrays) along the last axis, joined in pairs: 2n joins, log2(n) deep."""
+    n = state[0].shape[-1]
+    if n < 2:
+        return state
+    half = n // 2
+
+    def first(a, k):
+        return a if a.shape[-1] == k else a[..., :k]
+
+    even, odd = tuple(a[..., 0::2] for a in state), tuple(a[..., 1::2] for a in state)
+    odd = scan(xp, join, join(tuple(first(a, half) for a in even), odd))
+    if n > 2:
+        later = join(tuple(first(a, (n - 1) // 2) for a in odd), tuple(a[..., 1:] for a in even))
+        even = tuple(xp.concat([a[..., :1], b], axis=-1) for a, b in zip(even, later, strict=True))
+
+    def weave(a, b):
+        pairs = xp.reshape(xp.stack([first(a, half), b], axis=-1), (*b.shape[:-1], 2 * half))
+        return pairs if n % 2 == 0 else xp.concat([pairs, a[..., half:]], axis=-1)
+
+    return tuple(weave(a, b) for a, b in zip(even, odd, strict=True))
+
+
+def logcumsumexp(xp, x, *, axis, reverse, dtype, compute):
+    there, again = axis_last(xp, x, axis, reverse)
+    leaf = there(x)
+    m, r = scan(xp, lambda a, b: merge(xp, a, b), (leaf, xp.zeros_like(cast(xp, leaf, compute))))
+    return cast(xp, again(cast(xp, m, compute) + xp.log1p(r)), dtype)
+
+
+def decaying_sum(xp, keys, v):
+    """D_i = v_i + exp(k_{i-1} - k_i) D_{i-1} along the last axis, for keys that never decrease."""
+
+    def join(left, right):
+        return right[0], right[1] + left[1] * xp.exp(left[0] - right[0])
+
+    return scan(xp, join, (keys, v))[1]
+
+
+def prefix_terms(xp, call, x, axis, reverse, compute):
+    """exp(x_j - y_j), the prefixes' y as finite keys, and which y are finite, with x shifted by its row's maximum."""
+    there, again = axis_last(xp, x, axis, reverse)
+    x = cast(xp, x, compute)
+    m = row_max(xp, x, axis)
+    x = x - xp.where(xp.isfinite(m), m, xp.zeros_like(m))
+    y = call("logcumsumexp", x=x, axis=axis, reverse=reverse, dtype=compute, compute=compute)
+    x, y = there(x), there(y)
+    zero = xp.zeros_like(y)
+    far = zero + 1e30
+    key = xp.where(y == INF, far, xp.where(y == -INF, -far, y))
+    live = xp.isfinite(y) & (x > -INF)
+    p = xp.exp(xp.where(live, x, zero) - xp.where(live, y, zero))
+    p = xp.where(live | (y != y), xp.where(y == y, p, y), zero)
+    return there, again, p, key, (y < INF) & (y > -INF) | (y != y)
+
+
+def logcumsumexp_vjp(call, xp, ct, y, wanted, x, *, axis, reverse, dtype, compute):
+    there, again, p, key, live = prefix_terms(xp, call, x, axis, reverse, compute)
+    ct = there(cast(xp, ct, compute))
+    ct = xp.flip(xp.where(live, ct, xp.zeros_like(ct)), axis=-1)
+    total_after = xp.flip(decaying_sum(xp, xp.flip(-key, axis=-1), ct), axis=-1)
+    return {"x": cast(xp, again(p * total_after), x.dtype)}
+
+
+def logcumsumexp_jvp(call, xp, y, tangents, x, *, axis, reverse, dtype, compute):
+    there, again, p, key, live = prefix_terms(xp, call, x, axis, reverse, compute)
+    dy = decaying_sum(xp, key, p * there(cast(xp, tangents["x"], compute)))
+    return cast(xp, again(xp.where(live, dy, xp.zeros_like(dy))), dtype)
+
+
+# --- cross_entropy ---------------------------------------------------------------------------------------------------
+
+
+class Targets(NamedTuple):
+    y: object  # (..., n) the labels as distributions
+    share: object  # (..., n) or number: where label smoothing spreads its mass; None without smoothing
+    w: object  # class weights, aligned with the classes; None without
+    q: object  # (..., n) what multiplies -log p: smoothed, weighted labels
+    weight: object  # row: Σ_c w_c y_c, the weight of the row in a mean
+    s: object  # row: sample weight; None without
+    bad: object  # row: the label is outside the row; None for soft labels
+    ignored: object  # row: bool; None where no row can be ignored
+    dropped: object  # row: counts for nothing: ignored, or of weight 0
+
+
+def targets(
+    xp, like, labels, classes, *, axis, where, label_smoothing, class_weight, sample_weight, ignore_index, compute
+):
+    """`like`: an array of the logits' shape. `classes`: the class index along the row, None for soft labels."""
+    bad = ignored = None
+    if classes is None:
+        y = cast(xp, labels, compute)
+    else:
+        size = 1
+        for a in axis:
+            size = size * like.shape[a]
+        y = cast(xp, labels == classes, compute)
+        bad = (labels < 0) | (labels >= size)
+        if ignore_index is not None:
+            ignored = labels == ignore_index
+            bad = bad & ~ignored
+    w = None if class_weight is None else cast(xp, class_weight, compute)
+    weight = total(xp, y if w is None else y * w, axis)
+    q, share = y, None
+    if label_smoothing:
+        zero = xp.zeros_like(like)
+        part = zero + 1 if where is None else xp.where(where, zero + 1, zero)
+        count = total(xp, part, axis)
+        share = part / xp.maximum(count, xp.ones_like(count))
+        q = (1 - label_smoothing) * q + label_smoothing * share
+    q = q if w is None else q * w
+    s = None if sample_weight is None else cast(xp, sample_weight, compute)
+    dropped = weight == 0
+    if bad is not None:
+        dropped = dropped & ~bad
+    if ignored is not None:
+        dropped = dropped | ignored
+    if s is not None:
+        dropped = dropped | (s == 0)
+    return Targets(y, share, w, q, weight, s, bad, ignored, dropped)
+
+
+def row_losses(xp, t, logp_part, lse, z_loss, axis):
+    """Loss of each row before its sample weight. `logp_part`: -Σ q log p."""
+    loss = logp_part if not z_loss else logp_part + z_loss * t.weight * lse * lse
+    return loss if t.bad is None else xp.where(t.bad, xp.full_like(loss, NAN), loss)
+
+
+def reduce_rows(xp, t, loss, normalizer, reduction, axis, like):
+    """(Σ s loss) / (Σ s weight), or what `reduction` and `normalizer` ask for, with the numerator and denominator."""
+    zero = xp.zeros_like(loss)
+    a = xp.where(t.dropped, zero, loss if t.s is None else t.s * loss)
+    if reduction == "none":
+        return drop(xp, a, axis), a, None
+    everything = tuple(range(like.ndim))
+    a = total(xp, a, everything)
+    if reduction == "sum":
+        return drop(xp, a, everything), a, None
+    if normalizer is None:
+        norm = xp.where(t.dropped, zero, t.weight if t.s is None else t.s * t.weight)
+        norm = total(xp, norm, everything)
+    elif isinstance(normalizer, (int, float)):
+        norm = xp.full_like(a, normalizer)
+    else:
+        norm = xp.reshape(cast(xp, normalizer, loss.dtype), a.shape)
+    nothing = a == 0  # the mean of nothing is 0
+    norm = xp.where(nothing & (norm == 0), xp.ones_like(norm), norm)
+    return drop(xp, a / norm, everything), a, norm
+
+
+def temper(m, temperature):
+    return m if isinstance(temperature, (int, float)) and temperature == 1 else m / temperature
+
+
+def cross_entropy(
+    xp, x, labels, *, axis, classes=None, where=None, temperature=1.0, label_smoothing, class_weight=None,
+    sample_weight=None, ignore_index, z_loss, softcap, reduction, normalizer=None, dtype, compute,
+):  # fmt: skip
+    u = x if softcap is None else capped(xp, x, softcap, compute)
+    s = rows(xp, u, axis=axis, where=where, temperature=temperature, compute=compute)
+    t = targets(
+        xp, s.d, labels, classes, axis=axis, where=where, label_smoothing=label_smoothing,
+        class_weight=class_weight, sample_weight=sample_weight, ignore_index=ignore_index, compute=compute,
+    )  # fmt: skip
+    log = xp.log1p(s.r)
+    d = xp.where(t.q == 0, xp.zeros_like(s.d), s.d)  # 0 · -inf = 0
+    loss = total(xp, t.q, axis) * log - total(xp, t.q * d, axis)
+    lse = temper(s.m, temperature) + log if z_loss else None
+    loss = row_losses(xp, t, loss, lse, z_loss, axis)
+    return cast(xp, reduce_rows(xp, t, loss, normalizer, reduction, axis, s.d)[0], dtype)
+
+
+class Parts(NamedTuple):
+    t: Targets
+    loss: object  # row: before sample weights
+    numerator: object  # Σ s loss, and what it is divided by (None unless reduction is "mean")
+    norm: object
+    gz: object  # (..., n) ∂loss/∂z
+    dlse: object  # row: Σ gz, which only the z-loss makes other than 0; None without
+    dq: object  # (..., n) ∂loss/∂q: -log p, 0 where it multiplies nothing
+    dweight: object  # row: ∂loss/∂weight, which only the z-loss has; None without
+
+
+def loss_parts(
+    call, xp, x, labels, *, axis, classes, where, temperature, label_smoothing, class_weight, sample_weight,
+    ignore_index, z_loss, softcap, reduction, normalizer, compute,
+):  # fmt: skip
+    u = x if softcap is None else capped(xp, x, softcap, compute)
+    options = dict(axis=axis, where=where, dtype=compute, compute=compute)
+    logp = call("log_softmax", x=u, temperature=temperature, **options)
+    t = targets(
+        xp, logp, labels, classes, axis=axis, where=where, label_smoothing=label_smoothing,
+        class_weight=class_weight, sample_weight=sample_weight, ignore_index=ignore_index, compute=compute,
+    )  # fmt: skip
+    zero = xp.zeros_like(logp)
+    gz = log_softmax_adjoint(xp, logp, -t.q, axis)
+    dlse = dweight = lse = None
+    if z_loss:
+        z = temper(cast(xp, u, compute), temperature)
+        lse = call("logsumexp", x=z, keepdims=True, **options)
+        dweight = z_loss * lse * lse
+        dlse = 2 * z_loss * t.weight * lse
+        gz = gz + dlse * xp.exp(logp)
+    if t.bad is not None:
+        gz = xp.where(t.bad, zero + NAN, gz)
+    dq = -xp.where((logp == -INF) & (t.q == 0), zero, logp)
+    loss = row_losses(xp, t, total(xp, t.q * dq, axis), lse, z_loss, axis)
+    _, a, norm = reduce_rows(xp, t, loss, normalizer, reduction, axis, logp)
+    return Parts(t, loss, a, norm, gz, dlse, dq, dweight)
+
+
+def per_label(parts, share_of_q):
+    """∂loss/∂(one entry of y or w), given how much of q moves with it."""
+    return share_of_q if parts.dweight is None else share_of_q + parts.dweight
+
+
+def cross_entropy_vjp(call, xp, ct, y, wanted, x, labels, *, compute, dtype, **options):
+    p = loss_parts(call, xp, x, labels, compute=compute, **options)
+    t, axis, reduction = p.t, options["axis"], options["reduction"]
+    ct = cast(xp, ct, compute)
+    zero = xp.zeros_like(p.loss)
+    beta = None  # the cotangent of each row's s · weight, as alpha is that of its s · loss
+    if reduction == "none":
+        alpha = keep(xp, ct, axis)
+    else:
+        alpha = zero + ct
+        if reduction == "mean":
+            alpha = alpha / p.norm
+            if options["normalizer"] is None:
+                beta = -alpha * (p.numerator / p.norm)
+    f = alpha if t.s is None else alpha * t.s
+    g = None if beta is None else beta if t.s is None else beta * t.s
+    gone = gone_rows(t)
+
+    gz = xp.where(t.dropped, xp.zeros_like(p.gz), f * p.gz)
+    row_sum = None if p.dlse is None else xp.where(t.dropped, zero, f * p.dlse)
+    out = to_inputs(
+        xp, gz, row_sum, wanted, x, options["softcap"], axis, options["where"], options["temperature"], compute
+    )
+    smooth = options["label_smoothing"]
+    if "labels" in wanted:
+        gy = f * per_label(p, (1 - smooth) * p.dq)
+        gy = gy if g is None else gy + g
+        gy = gy if t.w is None else gy * t.w
+        out["labels"] = sum_like(xp, gy if gone is None else xp.where(gone, xp.zeros_like(gy), gy), labels)
+    if "class_weight" in wanted:
+        gw = smoothed(t, smooth) * p.dq
+        gw = f * (gw if p.dweight is None else gw + p.dweight * t.y)
+        gw = gw if g is None else gw + g * t.y
+        gw = gw if gone is None else xp.where(gone, xp.zeros_like(gw), gw)
+        out["class_weight"] = sum_like(xp, gw, options["class_weight"])
+    if "sample_weight" in wanted:
+        gs = alpha * p.loss if beta is None else alpha * p.loss + beta * t.weight
+        gs = gs if t.ignored is None else xp.where(t.ignored, zero, gs)
+        out["sample_weight"] = sum_like(xp, gs, options["sample_weight"])
+    if "normalizer" in wanted:
+        gn = -ct * drop(xp, p.numerator / (p.norm * p.norm), tuple(range(x.ndim)))
+        out["normalizer"] = sum_like(xp, gn, options["normalizer"])
+    return out
+
+
+def smoothed(t, label_smoothing):
+    return t.y if t.share is None else (1 - label_smoothing) * t.y + label_smoothing * t.share
+
+
+def gone_rows(t):
+    """Rows no weight but their own can bring back: ignored, or of sample weight 0."""
+    if t.s is None:
+        return t.ignored
+    return t.s == 0 if t.ignored is None else t.ignored | (t.s == 0)
+
+
+def cross_entropy_jvp(call, xp, y, tangents, x, labels, *, compute, dtype, **options):
+    p = loss_parts(call, xp, x, labels, compute=compute, **options)
+    t, axis, reduction = p.t, options["axis"], options["reduction"]
+    zero = xp.zeros_like(p.loss)
+    dz, shift, frozen = from_inputs(
+        xp, tangents, x, options["softcap"], axis, options["where"], options["temperature"], compute
+    )
+    da = total(xp, xp.where(frozen, xp.zeros_like(p.gz), p.gz * dz), axis)
+    if p.dlse is not None:
+        da = da + xp.where(frozen, zero, p.dlse * shift)
+    da = xp.where(t.dropped, zero, da)
+    db = zero
+    smooth = options["label_smoothing"]
+    gone = gone_rows(t)
+
+    def counted(row):
+        return row if gone is None else xp.where(gone, zero, row)
+
+    if "labels" in tangents:
+        dy = cast(xp, tangents["labels"], compute)
+        dy = dy if t.w is None else dy * t.w
+        da = da + counted(total(xp, per_label(p, (1 - smooth) * p.dq) * dy, axis))
+        db = db + counted(total(xp, dy, axis))
+    if "class_weight" in tangents:
+        dw = cast(xp, tangents["class_weight"], compute)
+        weight = total(xp, t.y * dw, axis)
+        more = total(xp, smoothed(t, smooth) * p.dq * dw, axis)
+        da = da + counted(more if p.dweight is None else more + p.dweight * weight)
+        db = db + counted(weight)
+    if t.s is not None:
+        da, db = t.s * da, t.s * db
+    if "sample_weight" in tangents:
+        ds = cast(xp, tangents["sample_weight"], compute)
+        live = p.loss if t.ignored is None else xp.where(t.ignored, zero, p.loss)
+        da, db = da + ds * live, db + ds * t.weight
+    if reduction == "none":
+        return cast(xp, drop(xp, da, axis), dtype)
+    everything = tuple(range(x.ndim))
+    out = total(xp, da, everything)
+    if reduction == "mean":
+        ratio = p.numerator / p.norm
+        if options["normalizer"] is None:
+            out = out - ratio * total(xp, db, everything)
+        elif "normalizer" in tangents:
+            out = out - ratio * xp.reshape(cast(xp, tangents["normalizer"], compute), out.shape)
+        out = out / p.norm
+    return cast(xp, drop(xp, out, everything), dtype)
