@@ -18,10 +18,11 @@ _NAMES: dict[Any, str] = {}
 
 def dtype_name(dtype: Any) -> str:
     """'float32' for that dtype of any library."""
-    name = _NAMES.get(dtype)
+    key = (type(dtype), dtype)  # dtypes of two libraries may be equal, or complain that they were compared
+    name = _NAMES.get(key)
     if name is None:
         name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
-        name = _NAMES[dtype] = name.rsplit(".", 1)[-1].lower()
+        name = _NAMES[key] = name.rsplit(".", 1)[-1].lower()
     return name
 
 
@@ -203,7 +204,7 @@ def labels(backend: Any, find: Any, y: Any, x: Any, axis: tuple[int, ...], ignor
             f"integer labels need the logits' shape without axis, {tuple(shape)}, got {tuple(y.shape)}; class probabilities "
             "go in as floats shaped like the logits."
         )
-    size = prod(x.shape[a] for a in axis)
+    size = prod([x.shape[a] for a in axis])
     y, ignore_index = widen(home, y, ignore_index)
     bad = (y < 0) | (y >= size)
     if home.look(bad if ignore_index is None else bad & (y != ignore_index)):

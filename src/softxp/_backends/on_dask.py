@@ -15,8 +15,9 @@ from .on_numpy import quiet
 
 
 def _pack(m: Any, r: Any) -> Any:
-    state = np.empty(m.shape, dtype=[("m", m.dtype), ("r", r.dtype)])
-    state["m"], state["r"] = m, r
+    """A state as one array, which is all that a Dask reduction carries: m + i r."""
+    state = np.empty(m.shape, dtype=np.result_type(m.dtype, np.complex64))
+    state.real, state.imag = m, r
     return state
 
 
@@ -30,7 +31,7 @@ def _of_chunk(x: Any, axis: Any, keepdims: bool, temperature: float, exact: bool
 def _of_states(states: Any, axis: Any, keepdims: bool, temperature: float) -> Any:
     for a in _tuple(axis):
         parts = [np.take(states, [i], axis=a) for i in range(states.shape[a])]
-        merged = reduce(lambda s, t: F.merge(NP, s, t, temperature), [(p["m"], p["r"]) for p in parts])
+        merged = reduce(lambda s, t: F.merge(NP, s, t, temperature), [(p.real, p.imag) for p in parts])
         states = _pack(*merged)
     return states
 
@@ -50,10 +51,10 @@ def _fold_rows(x: Any, axis: tuple[int, ...], temperature: float, exact: bool) -
         aggregate=partial(_of_states, temperature=temperature),
         axis=axis,
         keepdims=True,
-        dtype=np.dtype([("m", x.dtype), ("r", x.dtype)]),
+        dtype=np.result_type(x.dtype, np.complex64),
         concatenate=True,
     )
-    return states["m"], states["r"]
+    return da.real(states), da.imag(states)
 
 
 def _sum_of_chunk(x: Any, axis: Any, keepdims: bool) -> Any:

@@ -26,10 +26,10 @@ class _Fixed:
         return dict(zip(self.names, tensors, strict=True), **self.options)
 
 
-def _lift(op: Op, xp: Any) -> Callable[[dict[str, Any]], Any]:
+def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
     forward, vjp, jvp, native = op.forward, op.vjp, op.jvp, _NATIVE.get(op.name)
     if vjp is None or jvp is None:
-        return lambda values: forward(xp, **values)
+        return lambda values: forward(XP, **values)
 
     def run(fixed: _Fixed, *tensors: Any) -> Any:
         values = fixed.join(tensors)
@@ -37,7 +37,7 @@ def _lift(op: Op, xp: Any) -> Callable[[dict[str, Any]], Any]:
             y = native(**values)
             if y is not NotImplemented:
                 return y
-        return forward(xp, **values)
+        return forward(XP, **values)
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.fixed, *tensors = inputs
@@ -47,7 +47,7 @@ def _lift(op: Op, xp: Any) -> Callable[[dict[str, Any]], Any]:
         *tensors, y = ctx.saved_tensors
         needs = dict(zip(ctx.fixed.names, ctx.needs_input_grad[1:], strict=True))
         wanted = tuple(k for k, need in needs.items() if need)
-        out = vjp(call, xp, ct, y, wanted, **ctx.fixed.join(tensors))
+        out = vjp(call, XP, ct, y, wanted, **ctx.fixed.join(tensors))
         return None, *(out[k] if need else None for k, need in needs.items())
 
     class Lifted(torch.autograd.Function):
@@ -67,7 +67,7 @@ def _lift(op: Op, xp: Any) -> Callable[[dict[str, Any]], Any]:
         def jvp(ctx: Any, *tangents: Any) -> Any:
             *tensors, y = ctx.saved_tensors
             moved = {k: t for k, t in zip(ctx.fixed.names, tangents[1:], strict=True) if t is not None}
-            return jvp(_again, xp, y, moved, **ctx.fixed.join(tensors))
+            return jvp(_again, XP, y, moved, **ctx.fixed.join(tensors))
 
     class Compiled(torch.autograd.Function):  # torch.compile refuses a Function that defines jvp (torch 2.13)
         forward = staticmethod(run)
@@ -98,50 +98,55 @@ def _formula(name: str, **values: Any) -> Any:
 # an infinity or with nothing in it, which it answers with NaN throughout, is left to the formula: its first entry tells.
 
 _SHORT = {torch.float32: 1024, torch.float64: 1024, torch.float16: 16384, torch.bfloat16: 16384}
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
+_compiling, _native = torch.compiler.is_compiling, torch.softmax
 
 
-def _native_softmax(
-    x: Any, axis: Any, where: Any = None, temperature: Any = 1.0, dtype: Any = None, compute: Any = None
-) -> Any:
-    if axis.__class__ is tuple and len(axis) == 1:
-        axis = axis[0]
-    if (
-        where is not None
-        or axis.__class__ is not int
-        or temperature.__class__ is not float
-        or temperature != 1.0
-        or not (dtype is None or dtype is x.dtype)
-        or torch.compiler.is_compiling()
-        or not x.is_cpu
-        or type(x) not in _PLAIN
-    ):
+def _plain_softmax(x: Any, axis: Any) -> Any:
+    if _compiling() or axis.__class__ is not int or not x.is_cpu or x.__class__ not in _PLAIN:
         return NotImplemented
-    shape = x.shape
-    short = _SHORT.get(x.dtype)
+    shape, kind = x.shape, x.dtype
     rank = len(shape)
-    if short is None or not -rank <= axis < rank or 0 in shape:
+    if not -rank <= axis < rank or 0 in shape or kind not in _SHORT:
         return NotImplemented
-    if shape[axis] <= short and axis in (-1, rank - 1):
-        y = torch.softmax(x, axis)
-    elif x.dtype is not torch.float64:
-        y = torch.softmax(x, axis, dtype=torch.float64).to(x.dtype)
+    if shape[axis] <= _SHORT[kind] and (axis == -1 or axis == rank - 1):
+        y = _native(x, axis)
+    elif kind is not torch.float64:
+        y = _native(x, axis, dtype=torch.float64).to(kind)
     else:
         return NotImplemented
     try:
-        first = y[0].item() if rank == 1 else y.select(axis, 0).sum().item()
+        if rank == 1:  # one row: a short list is cheaper than a tensor of one
+            first = y.tolist()[0] if shape[0] <= 32 else y[0].item()
+        else:
+            first = y.select(axis, 0).sum().item()
     except RuntimeError:  # under vmap, or fake: no value to look at
         return NotImplemented
     return y if first == first else NotImplemented
 
 
 def _softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any:
-    if (x.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
-        return NotImplemented
-    return _native_softmax(x, axis, where, temperature, dtype)
+    if (
+        where is None
+        and dtype is None
+        and temperature.__class__ is float
+        and temperature == 1.0
+        and not x.requires_grad
+        and forward_ad._current_level < 0
+    ):
+        return _plain_softmax(x, axis)
+    return NotImplemented
 
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
-_NATIVE = {"softmax": _native_softmax}
+def _forward_softmax(
+    x: Any, axis: Any, where: Any = None, temperature: Any = 1.0, dtype: Any = None, compute: Any = None
+) -> Any:
+    if where is None and isinstance(temperature, float) and temperature == 1.0 and dtype is x.dtype and len(axis) == 1:
+        return _plain_softmax(x, axis[0])
+    return NotImplemented
+
+
+_NATIVE = {"softmax": _forward_softmax}
 
 
 def _look(condition: Any) -> Any:
