@@ -41,7 +41,7 @@ def array(backend: Any, name: str, x: Any, also: tuple[str, ...] = ()) -> Any:
     if kind in FLOATS or kind in also:
         return x
     if kind in SIGNED or kind in UNSIGNED:
-        return backend.xp.astype(x, backend.default_float())
+        return backend.xp.astype(x, backend.default_float(x))
     remedy = {
         "bool": "cast it to a float first; a mask goes in as `where=`",
         "complex64": "take the real part, or use a complex logsumexp elsewhere",
@@ -205,21 +205,21 @@ def labels(backend: Any, find: Any, y: Any, x: Any, axis: tuple[int, ...], ignor
             "go in as floats shaped like the logits."
         )
     size = prod([x.shape[a] for a in axis])
-    y, ignore_index = widen(home, y, ignore_index)
+    y, ignore_index = widen(home, y, y, ignore_index)
     bad = (y < 0) | (y >= size)
     if home.look(bad if ignore_index is None else bad & (y != ignore_index)):
         extra = "" if ignore_index is None else f" or be ignore_index={ignore_index}"
         raise IndexError(f"labels must lie within [0, {size}){extra}; got one outside.")
     if home is not backend:
-        y, ignore_index = widen(backend, backend.put(y, x), ignore_index)
+        y, ignore_index = widen(backend, backend.put(y, x), x, ignore_index)
     where = tuple(x.shape[a] if a in axis else 1 for a in range(x.ndim))
     classes = backend.xp.reshape(backend.arange(size, y.dtype, x), where)
     return row_layout(backend, y, x, axis), classes, ignore_index
 
 
-def widen(backend: Any, y: Any, ignore_index: int | None) -> tuple[Any, int | None]:
+def widen(backend: Any, y: Any, like: Any, ignore_index: int | None) -> tuple[Any, int | None]:
     """Integer labels in a type where every label, the class count and ignore_index can be compared as numbers."""
-    wide, kind = backend.default_int(), dtype_name(y.dtype)
+    wide, kind = backend.default_int(like), dtype_name(y.dtype)
     bits = int(dtype_name(wide)[3:])
     if kind in UNSIGNED and ignore_index is not None and ignore_index < 0:
         ignore_index = None  # an unsigned label is never negative: 156 is not -100

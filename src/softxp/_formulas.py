@@ -214,9 +214,15 @@ def softmax_derivative(xp, p, v, axis):
     return p * (v - total(xp, p * v, axis))
 
 
-def log_softmax_adjoint(xp, logp, ct, axis):
+def both(call, xp, x, u, axis, where, temperature, compute):
+    """log p and p of u's rows. exp(log p) will do for p where the arithmetic is wider than x."""
+    options = dict(x=u, axis=axis, where=where, temperature=temperature, dtype=compute, compute=compute)
+    logp = call("log_softmax", **options)
+    return logp, call("softmax", **options) if x.dtype == compute else xp.exp(logp)
+
+
+def log_softmax_adjoint(xp, logp, p, ct, axis):
     """ct - p Σct. At an entry with p > 1/2, where that cancels: -expm1(log p) ct - p Σ(the other ct)."""
-    p = xp.exp(logp)
     lone = p > 0.5
     others = total(xp, xp.where(lone, xp.zeros_like(ct), ct), axis)
     others = xp.where(lone, others, total(xp, ct, axis) - ct)
@@ -244,10 +250,10 @@ def probabilities(call, xp, y, x, axis, where, temperature, compute):
 
 
 def log_softmax_vjp(call, xp, ct, y, wanted, x, *, axis, where=None, temperature=1.0, dtype, compute):
-    logp = call("log_softmax", x=x, axis=axis, where=where, temperature=temperature, dtype=compute, compute=compute)
+    logp, p = both(call, xp, x, x, axis, where, temperature, compute)
     ct = cast(xp, ct, compute)
     ct = xp.where(logp == -INF, xp.zeros_like(ct), ct)  # log p is -inf there whatever x does nearby
-    gz = log_softmax_adjoint(xp, logp, ct, axis)
+    gz = log_softmax_adjoint(xp, logp, p, ct, axis)
     return to_inputs(xp, gz, None, wanted, x, None, axis, where, temperature, compute)
 
 
@@ -337,15 +343,21 @@ def from_inputs(xp, tangents, x, softcap, axis, where, temperature, compute):
 # --- logsumexp, logmeanexp -------------------------------------------------------------------------------------------
 
 
-def weighted(xp, x, b, where, compute):
-    """x + log|b|, -inf where b is 0, and which entries count negative (None: none can)."""
+def weighted(xp, x, b, axis, where, compute):
+    """x - c + log|b|, -inf where b is 0; which entries count negative (None: none can); and c, finite, one for each row.
+
+    The common offset c goes first: beside an offset of 1e17 the logarithm of a factor would round away.
+    """
     x = masked(xp, x, where, compute)
+    if b is not None:
+        b = cast(xp, b, compute)
+        absent = b == 0
+        x = xp.where(absent, xp.full_like(x, -INF), x)
+    m = row_max(xp, x, axis)
+    c = xp.where(xp.isfinite(m), m, xp.zeros_like(m))
     if b is None:
-        return x, None
-    b = cast(xp, b, compute)
-    absent = b == 0
-    shifted = x + xp.log(xp.where(absent, xp.ones_like(b), xp.abs(b)))
-    return xp.where(absent, xp.full_like(shifted, -INF), shifted), b < 0
+        return x - c, None, c
+    return x - c + xp.log(xp.where(absent, xp.ones_like(b), xp.abs(b))), b < 0, c
 
 
 def negative_share(xp, e, r, negative, axis):
@@ -358,14 +370,14 @@ def logsumexp(xp, x, *, axis, b=None, where=None, keepdims, return_sign=False, d
         s = rows(xp, x, axis=axis, where=where, compute=compute)
         lse = s.m + xp.log1p(s.r)
     else:
-        z, negative = weighted(xp, x, b, where, compute)
+        z, negative, c = weighted(xp, x, b, axis, where, compute)
         s = rows(xp, z, axis=axis, compute=compute)
         share = negative_share(xp, s.e, s.r, negative, axis)
         # |1 - 2 share|, less 1, so that no negative term at all adds exactly 0
         less = xp.where(share <= 0.5, -2 * share, 2 * share - 2)
         nothing = less == -1
         log = xp.log1p(xp.where(nothing, xp.zeros_like(less), less))
-        lse = s.m + xp.log1p(s.r) + xp.where(nothing, xp.full_like(log, -INF), log)
+        lse = c + (s.m + xp.log1p(s.r) + xp.where(nothing, xp.full_like(log, -INF), log))
         if not return_sign:
             lse = xp.where(share > 0.5, xp.full_like(lse, NAN), lse)
     return cast(xp, lse if keepdims else drop(xp, lse, axis), dtype)
@@ -373,7 +385,7 @@ def logsumexp(xp, x, *, axis, b=None, where=None, keepdims, return_sign=False, d
 
 def sumexp_sign(xp, x, *, axis, b=None, where=None, keepdims, dtype, compute):
     """Sign of Σ b exp(x): 1, -1, or 0 where the terms cancel or there are none."""
-    z, negative = weighted(xp, x, b, where, compute)
+    z, negative, _ = weighted(xp, x, b, axis, where, compute)
     s = rows(xp, z, axis=axis, compute=compute)
     share = xp.zeros_like(s.m) if negative is None else negative_share(xp, s.e, s.r, negative, axis)
     sign = xp.where(s.m == -INF, xp.zeros_like(s.m), xp.sign(0.5 - share) + 0 * xp.where(s.m == s.m, s.r, s.m))
@@ -398,20 +410,24 @@ def logmeanexp(xp, x, *, axis, where=None, keepdims, dtype, compute):
 
 def exp_weights(xp, call, x, b, where, axis, compute):
     """∂logsumexp/∂x, which is softmax where no term is negative, and the rows whose derivative is 0."""
-    z, negative = weighted(xp, x, b, where, compute)
-    p = call("softmax", x=z, axis=axis, dtype=compute, compute=compute)
+    if b is None:
+        p = call("softmax", x=x, axis=axis, where=where, dtype=compute, compute=compute)
+        m = row_max(xp, masked(xp, x, where, compute), axis)
+        return p, (m == INF) | (m == -INF)
+    z, negative, _ = weighted(xp, x, b, axis, where, compute)
     m = row_max(xp, z, axis)
-    if negative is not None:
-        share = total(xp, xp.where(negative, p, xp.zeros_like(p)), axis)
-        p = xp.where(negative, -p, p) / (1 - 2 * share)
-    return p, (m == INF) | (m == -INF)
+    p = call("softmax", x=z, axis=axis, dtype=compute, compute=compute)
+    share = total(xp, xp.where(negative, p, xp.zeros_like(p)), axis)
+    return xp.where(negative, -p, p) / (1 - 2 * share), (m == INF) | (m == -INF)
 
 
 def exp_weights_of_b(xp, call, x, b, where, axis, compute):
     """∂logsumexp/∂b = exp(x) / Σ b exp(x)."""
-    options = dict(x=x, axis=axis, b=b, where=where, keepdims=True, dtype=compute, compute=compute)
+    x = masked(xp, x, where, compute)
+    _, _, c = weighted(xp, x, b, axis, None, compute)
+    options = dict(x=x - c, axis=axis, b=b, keepdims=True, dtype=compute, compute=compute)
     lse, sign = call("logsumexp", **options, return_sign=True), sumexp_sign(xp, **options)
-    return sign * xp.exp(masked(xp, x, where, compute) - lse)
+    return sign * xp.exp(x - c - lse)
 
 
 def logsumexp_vjp(
@@ -653,21 +669,20 @@ def loss_parts(
     ignore_index, z_loss, softcap, reduction, normalizer, compute,
 ):  # fmt: skip
     u = x if softcap is None else capped(xp, x, softcap, compute)
-    options = dict(axis=axis, where=where, dtype=compute, compute=compute)
-    logp = call("log_softmax", x=u, temperature=temperature, **options)
+    logp, p = both(call, xp, x, u, axis, where, temperature, compute)
     t = targets(
         xp, logp, labels, classes, axis=axis, where=where, label_smoothing=label_smoothing,
         class_weight=class_weight, sample_weight=sample_weight, ignore_index=ignore_index, compute=compute,
     )  # fmt: skip
     zero = xp.zeros_like(logp)
-    gz = log_softmax_adjoint(xp, logp, -t.q, axis)
+    gz = log_softmax_adjoint(xp, logp, p, -t.q, axis)
     dlse = dweight = lse = None
     if z_loss:
         z = temper(cast(xp, u, compute), temperature)
-        lse = call("logsumexp", x=z, keepdims=True, **options)
+        lse = call("logsumexp", x=z, axis=axis, where=where, keepdims=True, dtype=compute, compute=compute)
         dweight = z_loss * lse * lse
         dlse = 2 * z_loss * t.weight * lse
-        gz = gz + dlse * xp.exp(logp)
+        gz = gz + dlse * p
     if t.bad is not None:
         gz = xp.where(t.bad, zero + NAN, gz)
     dq = -xp.where((logp == -INF) & (t.q == 0), zero, logp)

@@ -48,9 +48,9 @@ class Backend:
         if self.arange is None:
             set_("arange", lambda n, dtype, like: xp.arange(n, dtype=dtype, device=self.device(like)))
         if self.default_float is None:
-            set_("default_float", lambda: xp.asarray(0.5).dtype)
+            set_("default_float", lambda like: xp.asarray(0.5, device=self.device(like)).dtype)
         if self.default_int is None:
-            set_("default_int", lambda: xp.asarray(0).dtype)
+            set_("default_int", lambda like: xp.asarray(0, device=self.device(like)).dtype)
         # now, not at the first call: compilers that trace a call cannot trace the making of a class
         self.lifted.update({name: self.guard(self.lift(op, xp)) for name, op in OPS.items()})
 

@@ -25,6 +25,6 @@ BACKEND = Backend(
     device=lambda x: x.device,
     put=_put,
     arange=_arange,
-    default_float=lambda: cp.dtype("float64"),
-    default_int=lambda: cp.dtype("int64"),
+    default_float=lambda like: cp.dtype("float64"),
+    default_int=lambda like: cp.dtype("int64"),
 )

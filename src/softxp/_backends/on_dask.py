@@ -73,6 +73,6 @@ BACKEND = Backend(
     double=lambda x: True,
     put=lambda value, like: da.asarray(value),
     arange=lambda n, dtype, like: da.arange(n, dtype=dtype),
-    default_float=lambda: np.dtype(np.float64),
-    default_int=lambda: np.dtype(np.int64),
+    default_float=lambda like: np.dtype(np.float64),
+    default_int=lambda like: np.dtype(np.int64),
 )

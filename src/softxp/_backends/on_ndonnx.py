@@ -33,6 +33,6 @@ BACKEND = Backend(
     double=lambda x: True,
     put=lambda value, like: ndx.asarray(value),
     arange=lambda n, dtype, like: ndx.arange(n, dtype=dtype),
-    default_float=lambda: ndx.float64,
-    default_int=lambda: ndx.int64,
+    default_float=lambda like: ndx.float64,
+    default_int=lambda like: ndx.int64,
 )

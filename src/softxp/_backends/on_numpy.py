@@ -83,7 +83,7 @@ BACKEND = Backend(
     adopt=np.asarray,
     put=lambda value, like: np.asarray(value),
     arange=lambda n, dtype, like: np.arange(n, dtype=dtype),
-    default_float=lambda: _f64,
-    default_int=lambda: np.dtype(np.int64),
+    default_float=lambda like: _f64,
+    default_int=lambda like: np.dtype(np.int64),
     guard=quiet,
 )

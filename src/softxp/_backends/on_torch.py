@@ -168,6 +168,6 @@ BACKEND = Backend(
     device=lambda x: x.device,
     put=lambda value, like: torch.asarray(value, device=like.device),
     arange=lambda n, dtype, like: torch.arange(n, dtype=dtype, device=like.device),
-    default_float=torch.get_default_dtype,
-    default_int=lambda: torch.int64,
+    default_float=lambda like: torch.get_default_dtype(),
+    default_int=lambda like: torch.int64,
 )
