@@ -20,8 +20,8 @@ add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 
-# --- docstrings --------------------------------------------------------------------------------------------------------
-# Ours stand under numpy's headings, but an entry is `name : sentences` and never `name : type`, and what comes back is a
+# --- docstrings -------------------------------------------------------------------------------------------------------
+# Ours stand under numpy's headings, but an entry is `name : sentences`, never `name : type`, and what comes back is a
 # paragraph. sphinx.ext.napoleon would set both as types, so the headings become fields here.
 
 _FIELDS = {"Parameters": "param", "Raises": "raises", "Attributes": "ivar"}
@@ -40,7 +40,7 @@ def _docstring(app, what, name, obj, options, lines):
             out.append(f":returns: {_plain(' '.join(body.split()))}")
         else:
             out += ["", f".. rubric:: {title}", "", body if title == "Examples" else _plain(body)]
-    lines[:] = "\n".join(out).splitlines() + [""]
+    lines[:] = [*"\n".join(out).splitlines(), ""]
 
 
 def _fields(kind, body):

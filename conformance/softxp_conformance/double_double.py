@@ -31,7 +31,7 @@ def _two_product(a: Any, b: Any) -> tuple[Any, Any]:
 def _finished(plain: Any, hi: Any, lo: Any) -> DD:
     """hi + lo, or the plain result where that is infinite or NaN."""
     ok = np.isfinite(plain)
-    hi, lo = _two_sum(np.where(ok, hi, 0.0), np.where(ok, lo, 0.0))
+    hi, lo = _two_sum(np.where(ok, hi, 0.0), np.where(ok & np.isfinite(lo), lo, 0.0))
     return DD(np.where(ok, hi, plain), lo)
 
 

@@ -4,7 +4,7 @@ Shapes and dtypes are looked at, values only where the backend says that they ca
 (`backend.look`), so that lazy, traced and device arrays pass through untouched.
 """
 
-from math import isfinite, prod
+from math import prod
 from numbers import Integral, Real
 from operator import index
 from typing import Any
@@ -151,7 +151,7 @@ def number(name: str, value: Any, low: float, high: float, meaning: str) -> floa
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a Python number, got {type(value).__name__}.")
     value = float(value)
-    if not (low <= value <= high and isfinite(value)):
+    if not (low <= value <= high and value < float("inf")):
         raise ValueError(f"{name} must be {meaning}, got {value}.")
     return value
 
@@ -182,6 +182,9 @@ def labels(backend: Any, find: Any, y: Any, x: Any, axis: tuple[int, ...], ignor
             raise TypeError(f"ignore_index must be an int or None, got {ignore_index!r}.") from None
     shape = row_shape(x, axis)
     if isinstance(y, Integral) and not isinstance(y, bool):
+        size = prod([x.shape[a] for a in axis])
+        if not 0 <= y < size and y != ignore_index:
+            raise IndexError(_outside(size, ignore_index))
         y = backend.put(int(y), x)
     home = find(y, "labels")
     if home is not backend and home.name != "numpy":  # labels read from a file may stay in numpy beside any logits
@@ -208,13 +211,17 @@ def labels(backend: Any, find: Any, y: Any, x: Any, axis: tuple[int, ...], ignor
     y, ignore_index = widen(home, y, y, ignore_index)
     bad = (y < 0) | (y >= size)
     if home.look(bad if ignore_index is None else bad & (y != ignore_index)):
-        extra = "" if ignore_index is None else f" or be ignore_index={ignore_index}"
-        raise IndexError(f"labels must lie within [0, {size}){extra}; got one outside.")
+        raise IndexError(_outside(size, ignore_index))
     if home is not backend:
         y, ignore_index = widen(backend, backend.put(y, x), x, ignore_index)
     where = tuple(x.shape[a] if a in axis else 1 for a in range(x.ndim))
     classes = backend.xp.reshape(backend.arange(size, y.dtype, x), where)
     return row_layout(backend, y, x, axis), classes, ignore_index
+
+
+def _outside(size: int, ignore_index: int | None) -> str:
+    extra = "" if ignore_index is None else f" or be ignore_index={ignore_index}"
+    return f"labels must lie within [0, {size}){extra}; got one outside."
 
 
 def widen(backend: Any, y: Any, like: Any, ignore_index: int | None) -> tuple[Any, int | None]:
@@ -265,4 +272,6 @@ def normalizer(backend: Any, find: Any, value: Any, reduction: str, x: Any) -> A
     value = array(backend, "normalizer", companion(backend, find, "normalizer", value, x))
     if prod(value.shape) != 1:
         raise ValueError(f"normalizer must be one number, got shape {tuple(value.shape)}.")
+    if backend.look(~(value >= 0)):
+        raise ValueError("normalizer must be a finite number of at least 0, got one that is not.")
     return value

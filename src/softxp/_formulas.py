@@ -65,6 +65,13 @@ def sum_like(xp, g, like):
     return cast(xp, xp.reshape(g, like.shape) if extra else g, like.dtype)
 
 
+def number(xp, temperature, dtype):
+    """A temperature given as a number, as the arithmetic will see it: beyond the range of 32 bits it is a limit."""
+    if dtype == xp.float32 and not 1.2e-38 < temperature < 3.4e38:
+        return 0.0 if temperature < 1 else INF
+    return temperature
+
+
 def masked(xp, x, where, compute):
     """x in the compute dtype, -inf where it takes no part."""
     x = cast(xp, x, compute)
@@ -99,7 +106,8 @@ def divide(xp, d, error, t):
     # exp of anything below -1e5 is 0: the clip only keeps the splitting from overflowing
     near = xp.maximum(q, xp.full_like(t, -1e5))
     splitter = 134217729.0 if d.dtype == xp.float64 else 4097.0
-    return q, ((xp.maximum(d, -1e5 * t) - near * t) - two_product_error(near, t, splitter) + error) / t
+    error = ((xp.maximum(d, -1e5 * t) - near * t) - two_product_error(near, t, splitter) + error) / t
+    return q, xp.where(xp.isfinite(error), error, xp.zeros_like(t))  # lost where the splitting itself overflows
 
 
 # --- the row state ---------------------------------------------------------------------------------------------------
@@ -126,7 +134,7 @@ def rows(xp, x, *, axis, where=None, temperature=1.0, compute):
 def whole_rows(xp, x, axis, temperature, exact):
     m = row_max(xp, x, axis)
     top, d, e = spread(xp, x, m, temperature, exact)
-    return Rows(m, rest(xp, top, e, axis), top, d, e)
+    return Rows(m, rest(xp, top, d, e, axis), top, d, e)
 
 
 def spread(xp, x, m, temperature, exact):
@@ -137,16 +145,19 @@ def spread(xp, x, m, temperature, exact):
     ceiling = xp.where(m == INF, low, xp.where(m == m, -low, m))
     peak = xp.where(m == -INF, zero + NAN, m)  # a row with nothing in it has no top
 
-    t, flat = None, None  # the divisor, and where temperature is +inf
+    t, flat, hard = None, None, m == INF  # the divisor; where temperature is +inf; where the top is set, not computed
+    if isinstance(temperature, (int, float)):
+        temperature = number(xp, temperature, m.dtype)
     if not isinstance(temperature, (int, float)):
         t = cast(xp, temperature, m.dtype)
         flat = t == INF
         frozen = xp.where(m == m, low, m)  # temperature 0: the top alone remains
         ceiling = xp.where(t > 0, ceiling, xp.where(t == 0, frozen, frozen + NAN))
         peak = xp.where(t >= 0, peak, zero + NAN)
+        hard = hard | (t == 0)
         t = xp.where((t > 0) & ~flat, t, xp.ones_like(t))
     elif temperature == 0:
-        ceiling = xp.where(m == m, low, m)
+        ceiling, hard = xp.where(m == m, low, m), m == m
     elif temperature == INF:
         flat = m == m
     elif temperature != 1:
@@ -166,16 +177,16 @@ def spread(xp, x, m, temperature, exact):
         error = None if error is None else xp.where(flat, zero, error)
 
     top = x == peak
-    d = xp.where(top, zero, xp.minimum(d, ceiling))
+    # an ordinary top is 0 by itself, which lets an autograd that differentiates these very lines see it move
+    d = xp.where(top & hard, zero, xp.minimum(d, ceiling))
     e = xp.exp(d)
     return top, d, e if error is None else e + e * error
 
 
-def rest(xp, top, e, axis):
-    """r: the sum of e over all but one maximum."""
+def rest(xp, top, d, e, axis):
+    """r: the sum of e over all but one maximum. A maximum adds d, which is 0, where expm1(d) is meant."""
     count = total(xp, cast(xp, top, e.dtype), axis)
-    zero = xp.zeros_like(count)
-    return total(xp, xp.where(top, zero, e), axis) + (xp.maximum(count, zero + 1) - 1)
+    return total(xp, xp.where(top, d, e), axis) + (xp.maximum(count, xp.ones_like(count)) - 1)
 
 
 def merge(xp, a, b, temperature=1.0):
@@ -183,9 +194,12 @@ def merge(xp, a, b, temperature=1.0):
     (ma, ra), (mb, rb) = a, b
     m = xp.maximum(ma, mb)
     wide, exact = cast(xp, m, ra.dtype), ma.dtype == ra.dtype
-    _, _, ea = spread(xp, cast(xp, ma, ra.dtype), wide, temperature, exact)
-    _, _, eb = spread(xp, cast(xp, mb, ra.dtype), wide, temperature, exact)
-    return m, xp.where(ma >= mb, ra + (1 + rb) * eb, rb + (1 + ra) * ea)
+    top_a, da, ea = spread(xp, cast(xp, ma, ra.dtype), wide, temperature, exact)
+    top_b, db, eb = spread(xp, cast(xp, mb, ra.dtype), wide, temperature, exact)
+    zero = xp.zeros_like(wide)
+    left = ra + (1 + ra) * xp.where(top_a, da, zero) + (1 + rb) * eb
+    right = rb + (1 + rb) * xp.where(top_b, db, zero) + (1 + ra) * ea
+    return m, xp.where(ma >= mb, left, right)
 
 
 # --- softmax, log_softmax --------------------------------------------------------------------------------------------
@@ -277,6 +291,7 @@ def capped(xp, x, softcap, compute):
 
 def cap_slope(xp, x, softcap):
     """d softcap·tanh(x / softcap) / dx = sech²(x / softcap), without cancellation where tanh is near 1."""
+    x = xp.where(x == x, x, xp.zeros_like(x))  # a row that counts and holds NaN is NaN without this factor's help
     e = xp.exp(-2 * xp.abs(x / softcap))
     return 4 * e / ((1 + e) * (1 + e))
 
@@ -284,6 +299,7 @@ def cap_slope(xp, x, softcap):
 def divisor(xp, m, temperature):
     """Temperature, 1 instead of its limits 0 and inf, and the rows whose derivative is 0 because it was one of them."""
     if isinstance(temperature, (int, float)):
+        temperature = number(xp, temperature, m.dtype)
         return (temperature, m != m) if 0 < temperature < INF else (1.0, m == m)
     t = cast(xp, temperature, m.dtype)
     limit = (t == 0) | (t == INF)
@@ -308,9 +324,9 @@ def to_inputs(xp, gz, row_sum, wanted, x, softcap, axis, where, temperature, com
     if "temperature" in wanted:
         # dz/dT = -u / T², split at the centre so that a large common offset does not drown the differences
         gt = gz * xp.where(gz == 0, zero, u - centre)
-        gt = sum_like(xp, total(xp, gt, axis) / (t * t), temperature)
+        gt = sum_like(xp, total(xp, gt, axis) / t / t, temperature)
         if row_sum is not None:
-            gt = gt + sum_like(xp, xp.where(frozen, xp.zeros_like(row_sum), row_sum) * centre / (t * t), temperature)
+            gt = gt + sum_like(xp, xp.where(frozen, xp.zeros_like(row_sum), row_sum) * centre / t / t, temperature)
         out["temperature"] = -gt
     if "x" in wanted:
         gx = gz / t
@@ -334,7 +350,7 @@ def from_inputs(xp, tangents, x, softcap, axis, where, temperature, compute):
         dx = dx / t
         dz = dz + (dx if where is None else xp.where(where, dx, zero))
     if "temperature" in tangents:
-        dt = cast(xp, tangents["temperature"], compute) / (t * t)
+        dt = cast(xp, tangents["temperature"], compute) / t / t
         dz = dz - xp.where(xp.isfinite(u), u - centre, zero) * dt
         shift = shift - centre * dt
     return dz, shift, frozen
@@ -417,8 +433,9 @@ def exp_weights(xp, call, x, b, where, axis, compute):
     z, negative, _ = weighted(xp, x, b, axis, where, compute)
     m = row_max(xp, z, axis)
     p = call("softmax", x=z, axis=axis, dtype=compute, compute=compute)
-    share = total(xp, xp.where(negative, p, xp.zeros_like(p)), axis)
-    return xp.where(negative, -p, p) / (1 - 2 * share), (m == INF) | (m == -INF)
+    left = 1 - 2 * total(xp, xp.where(negative, p, xp.zeros_like(p)), axis)
+    frozen = (m == INF) | (m == -INF) | (left == 0)
+    return xp.where(negative, -p, p) / xp.where(left == 0, xp.ones_like(left), left), frozen
 
 
 def exp_weights_of_b(xp, call, x, b, where, axis, compute):
@@ -427,7 +444,8 @@ def exp_weights_of_b(xp, call, x, b, where, axis, compute):
     _, _, c = weighted(xp, x, b, axis, None, compute)
     options = dict(x=x - c, axis=axis, b=b, keepdims=True, dtype=compute, compute=compute)
     lse, sign = call("logsumexp", **options, return_sign=True), sumexp_sign(xp, **options)
-    return sign * xp.exp(x - c - lse)
+    w = sign * xp.exp(x - c - lse)
+    return xp.where((x == x) & xp.isfinite(lse), w, xp.zeros_like(w))  # a NaN that counts makes its row NaN through w
 
 
 def logsumexp_vjp(
@@ -450,7 +468,7 @@ def logsumexp_jvp(call, xp, y, tangents, x, *, axis, b=None, where=None, keepdim
     zero = xp.zeros_like(w)
     dz = zero
     if "x" in tangents:
-        dz = dz + xp.where(w == 0, zero, w * cast(xp, tangents["x"], compute))
+        dz = dz + w * cast(xp, tangents["x"], compute)
     if "b" in tangents:
         dz = dz + exp_weights_of_b(xp, call, x, b, where, axis, compute) * cast(xp, tangents["b"], compute)
     dy = total(xp, xp.where(frozen, zero, dz), axis)
@@ -660,7 +678,7 @@ class Parts(NamedTuple):
     norm: object
     gz: object  # (..., n) ∂loss/∂z
     dlse: object  # row: Σ gz, which only the z-loss makes other than 0; None without
-    dq: object  # (..., n) ∂loss/∂q: -log p, 0 where it multiplies nothing
+    dq: object  # (..., n) ∂loss/∂q: -log p, 0 where that is infinite
     dweight: object  # row: ∂loss/∂weight, which only the z-loss has; None without
 
 
@@ -685,8 +703,9 @@ def loss_parts(
         gz = gz + dlse * p
     if t.bad is not None:
         gz = xp.where(t.bad, zero + NAN, gz)
-    dq = -xp.where((logp == -INF) & (t.q == 0), zero, logp)
-    loss = row_losses(xp, t, total(xp, t.q * dq, axis), lse, z_loss, axis)
+    nothing = (logp == -INF) & (t.q == 0)
+    loss = row_losses(xp, t, -total(xp, t.q * xp.where(nothing, zero, logp), axis), lse, z_loss, axis)
+    dq = -xp.where(logp == -INF, zero, logp)
     _, a, norm = reduce_rows(xp, t, loss, normalizer, reduction, axis, logp)
     return Parts(t, loss, a, norm, gz, dlse, dq, dweight)
 
@@ -759,10 +778,10 @@ def cross_entropy_jvp(call, xp, y, tangents, x, labels, *, compute, dtype, **opt
     dz, shift, frozen = from_inputs(
         xp, tangents, x, options["softcap"], axis, options["where"], options["temperature"], compute
     )
-    da = total(xp, xp.where(frozen, xp.zeros_like(p.gz), p.gz * dz), axis)
+    still = frozen | t.dropped  # masked before the product: transposed, 0 · NaN would come back
+    da = total(xp, xp.where(still, xp.zeros_like(p.gz), p.gz) * dz, axis)
     if p.dlse is not None:
-        da = da + xp.where(frozen, zero, p.dlse * shift)
-    da = xp.where(t.dropped, zero, da)
+        da = da + xp.where(still, zero, p.dlse) * shift
     db = zero
     smooth = options["label_smoothing"]
     gone = gone_rows(t)

@@ -370,8 +370,8 @@ def cross_entropy(
     Notes
     -----
     Error in ulp, on every backend: at most 1 in float16 and bfloat16, 12 in float32 and float64, near 0 too.
-    Gradient by the logits: s W (p - y') / T, where the class of the label takes expm1(log p), not p - 1, and so keeps
-    its last bits at p near 1. Dropped rows have gradient exactly 0. Differentiable too by soft labels, temperature,
+    Gradient by the logits of a row: s (p Σ_c w_c y'_c - w y') / T, plus 2 z_loss s W lse p / T; the class of the label
+    takes expm1(log p), not p - 1, and so keeps its last bits at p near 1. Dropped rows have gradient exactly 0. Differentiable too by soft labels, temperature,
     class_weight, sample_weight and normalizer.
 
     Source: Szegedy et al. 2016, doi:10.1109/CVPR.2016.308 (label smoothing); Chowdhery et al. 2023, PaLM, section 5

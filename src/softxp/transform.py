@@ -49,6 +49,7 @@ class _Call:
     def like(self, name: str, value: Any, model: Any) -> Any:
         if not is_array(value):
             value = self.backend.put(value, model)
+        value = args.companion(self.backend, find, name, value, model)
         if not args.same_shape(value.shape, model.shape):
             raise ValueError(f"{name} needs shape {tuple(model.shape)}, got {tuple(value.shape)}.")
         return args.array(self.backend, name, value)
@@ -67,7 +68,7 @@ def vjp(fn: Callable[..., Any], /, *arrays: Any, **options: Any) -> tuple[Any, C
     Returns
     -------
     (y, pullback). pullback(ct), ct of y's shape, gives a tuple with one cotangent for each positional array, in its
-    shape and dtype; None for integer labels. Nothing is computed for it before it is called.
+    shape and dtype (the default float for integers); None for integer labels. Nothing is computed for it before it is called.
 
     Raises
     ------

@@ -65,7 +65,11 @@ def _sum(x: Any, *, axis: Any, keepdims: bool = False) -> Any:
     return da.reduction(x, _sum_of_chunk, _sum_of_chunk, axis=axis, keepdims=keepdims, dtype=x.dtype)
 
 
-XP = careful(compat, sum=_sum, fold_rows=_fold_rows)
+def _expand_dims(x: Any, *, axis: int) -> Any:
+    return x[(*(slice(None),) * axis, None)]  # da.expand_dims reshapes, which sizes not known yet refuse
+
+
+XP = careful(compat, sum=_sum, fold_rows=_fold_rows, expand_dims=_expand_dims)
 
 BACKEND = Backend(
     name="dask",

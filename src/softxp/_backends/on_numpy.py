@@ -44,6 +44,7 @@ def _softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any
         x.__class__ is not _ndarray
         or where is not None
         or dtype is not None
+        or axis.__class__ is not int
         or temperature.__class__ is not float
         or temperature != 1.0
     ):

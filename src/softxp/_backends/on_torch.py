@@ -65,9 +65,12 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Any:
-            *tensors, y = ctx.saved_tensors
-            moved = {k: t for k, t in zip(ctx.fixed.names, tangents[1:], strict=True) if t is not None}
-            return jvp(_again, XP, y, moved, **ctx.fixed.join(tensors))
+            # torch hides outer forward modes from this method, and then jacfwd of jacfwd is 0 (torch 2.13): let them be
+            # seen, and see our own level's primals alone
+            with forward_ad._set_fwd_grad_enabled(True):
+                *tensors, y = (forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors)
+                moved = {k: t for k, t in zip(ctx.fixed.names, tangents[1:], strict=True) if t is not None}
+                return jvp(_again, XP, y, moved, **ctx.fixed.join(tensors))
 
     class Compiled(torch.autograd.Function):  # torch.compile refuses a Function that defines jvp (torch 2.13)
         forward = staticmethod(run)
@@ -79,8 +82,12 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
 
     def lifted(values: dict[str, Any]) -> Any:
         fixed = _Fixed(values)
-        function = Compiled if torch.compiler.is_compiling() else Lifted
-        return function.apply(fixed, *(values[k] for k in fixed.names))
+        tensors = [values[k] for k in fixed.names]
+        if not torch.compiler.is_compiling():
+            return Lifted.apply(fixed, *tensors)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return Compiled.apply(fixed, *tensors)
+        return forward(XP, **values)
 
     return lifted
 
