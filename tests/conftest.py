@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest_plugins = ["softxp_conformance.plugin"]
-
 
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads():

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import softxp
 from jax.test_util import check_grads
+
+import softxp
 
 LABELS = np.asarray([1, 2, -100, 6])
 
@@ -31,7 +32,11 @@ def arrays():
     return {
         "softmax": (lambda x, t: softxp.softmax(x, temperature=t, where=mask), x, t),
         "log_softmax": (lambda x, t: softxp.log_softmax(x, temperature=t), x, t),
-        "logsumexp": (lambda x, b: softxp.logsumexp(x, b=b, axis=1, return_sign=True)[0], x, rng(5).standard_normal((4, 7))),
+        "logsumexp": (
+            lambda x, b: softxp.logsumexp(x, b=b, axis=1, return_sign=True)[0],
+            x,
+            rng(5).standard_normal((4, 7)),
+        ),
         "logmeanexp": (lambda x: softxp.logmeanexp(x, axis=(0, 1)), x),
         "logcumsumexp": (lambda x: softxp.logcumsumexp(x), x),
         "integers": (
@@ -49,7 +54,9 @@ def arrays():
     }
 
 
-@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "logmeanexp", "logcumsumexp", "integers", "soft"])
+@pytest.mark.parametrize(
+    "name", ["softmax", "log_softmax", "logsumexp", "logmeanexp", "logcumsumexp", "integers", "soft"]
+)
 def test_check_grads_to_second_order(name):
     f, *given = arrays()[name]
     check_grads(lambda *a: f(*map(jnp.asarray, a)), given, order=2, modes=("fwd", "rev"))

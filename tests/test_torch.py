@@ -5,8 +5,9 @@ import sys
 import warnings
 
 import pytest
-import softxp
 import torch
+
+import softxp
 
 F64 = torch.float64
 
@@ -39,7 +40,11 @@ DERIVATIVES = {
     "logmeanexp": (lambda x: softxp.logmeanexp(x, axis=(0, 1)), randn(4, 7)),
     "logcumsumexp": (lambda x: softxp.logcumsumexp(x), randn(4, 7)),
     "logcumsumexp, reverse": (lambda x: softxp.logcumsumexp(x, reverse=True, axis=0), randn(4, 7)),
-    "normalizer": (lambda x, n: softxp.cross_entropy(x, LABELS, normalizer=n), randn(4, 7), torch.tensor(3.0, dtype=F64)),
+    "normalizer": (
+        lambda x, n: softxp.cross_entropy(x, LABELS, normalizer=n),
+        randn(4, 7),
+        torch.tensor(3.0, dtype=F64),
+    ),
     **{
         f"cross_entropy, {reduction}": (
             lambda x, w, s, t, reduction=reduction: softxp.cross_entropy(
@@ -188,7 +193,9 @@ def test_true_class_in_bfloat16():
 
 @pytest.mark.parametrize("make", [torch.nn.Parameter, lambda x: x.as_subclass(type("Mine", (torch.Tensor,), {}))])
 def test_subclasses(make):
-    torch.testing.assert_close(softxp.softmax(make(torch.zeros(4))).detach().as_subclass(torch.Tensor), torch.full((4,), 0.25))
+    torch.testing.assert_close(
+        softxp.softmax(make(torch.zeros(4))).detach().as_subclass(torch.Tensor), torch.full((4,), 0.25)
+    )
 
 
 def test_meta_tensors_keep_shapes():

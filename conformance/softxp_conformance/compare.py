@@ -15,7 +15,11 @@ def judge(
     long: bool = False,
 ) -> None:  # fmt: skip
     """Hold every entry to its bound; report and, where one is past it, fail with the worst of them."""
-    storey = "second" if target.second(f"{case.name} gradient" if kind == "gradient" else case.name, dtype, long) else "first"
+    storey = (
+        "second"
+        if target.second(f"{case.name} gradient" if kind == "gradient" else case.name, dtype, long)
+        else "first"
+    )
     shape = np.shape(got)
     hi, lo = (np.reshape(part, shape) for part in (truth.value.hi, truth.value.lo))
     value = type(truth.value)(hi, lo)

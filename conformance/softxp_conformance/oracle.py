@@ -386,7 +386,9 @@ def _slopes(x: Any, labels: Any, reduction: str, normalizer: Any, options: dict[
     g = loss.slope * loss.cap / by
     g = g if where is None else dd.where(where, g, 0.0)
     # the slope of the cap is an exponential of 2 x / softcap
-    gap = loss.row.gap() + (0.0 if softcap is None else 2 * softcap + 4 * np.abs(np.where(np.isfinite(x), x, 0)) / softcap)
+    gap = loss.row.gap() + (
+        0.0 if softcap is None else 2 * softcap + 4 * np.abs(np.where(np.isfinite(x), x, 0)) / softcap
+    )
     if options.get("z_loss"):
         gap = gap + 2 * np.abs(loss.row.log().hi)
     return g, np.abs(loss.slope_size * loss.cap.hi / by.hi), gap

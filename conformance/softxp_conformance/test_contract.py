@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import softxp
 
 from . import inputs
@@ -16,7 +17,9 @@ cases = pytest.mark.parametrize("case", CASES.values(), ids=str)
 
 
 def _labels(case: Case, x: Any) -> dict[str, Any]:
-    return {"labels": np.arange(len(x)) % max(x.shape[-1], 1), "reduction": "none"} if case.name == "cross_entropy" else {}
+    return (
+        {"labels": np.arange(len(x)) % max(x.shape[-1], 1), "reduction": "none"} if case.name == "cross_entropy" else {}
+    )
 
 
 def _numpy(target: Target, value: Any) -> Any:

@@ -57,9 +57,7 @@ def test_confident_loss(target: Target, dtype: str, label: str, record: Any) -> 
     labels = np.full(4, 0 if label == "top" else 1)
     arrays = [target.give(x, dtype), target.give(labels, dtype)]
     ct = np.ones(4)
-    got = target.take(
-        target.vjp(case.fn, arrays, {"reduction": "none", "axis": -1}, target.give(ct, dtype))
-    )
+    got = target.take(target.vjp(case.fn, arrays, {"reduction": "none", "axis": -1}, target.give(ct, dtype)))
     judge(record, target, dtype, case, "gradient", f"confident, {label}", got,
           case.vjp(x, ct[:, None], labels, reduction="none"), None)  # fmt: skip
 

@@ -42,7 +42,11 @@ SHAPE = (3, 5, 7)
 @pytest.mark.parametrize("case", CASES.values(), ids=str)
 def test_axis(target: Target, dtype: str, case: Case, axis: Any, record: Any) -> None:
     x = inputs.block(SHAPE, dtype, seed=1)
-    axes = tuple(range(3)) if axis is None else tuple(sorted(a % 3 for a in (axis if isinstance(axis, tuple) else (axis,))))
+    axes = (
+        tuple(range(3))
+        if axis is None
+        else tuple(sorted(a % 3 for a in (axis if isinstance(axis, tuple) else (axis,))))
+    )
     others = tuple(a for a in range(3) if a not in axes)
     rows = np.transpose(x, (*others, *axes)).reshape(int(np.prod([SHAPE[a] for a in others])), -1)
     options: dict[str, Any] = {"axis": axis}
@@ -79,7 +83,9 @@ def _long_truth(name: str, dtype: str, n: int, kind: str) -> tuple[Any, dict[str
 def test_long(target: Target, dtype: str, case: Case, n: int, kind: str, axis: int, record: Any) -> None:
     x, labels, truth = _long_truth(case.name, dtype, n, kind)
     got = target.take(ask(target, dtype, case, x if axis == -1 else x.T, {"axis": axis, **labels}))
-    judge(record, target, dtype, case, case.kind, f"{kind}, {n}", got.reshape(truth.value.shape), truth, None, long=True)
+    judge(
+        record, target, dtype, case, case.kind, f"{kind}, {n}", got.reshape(truth.value.shape), truth, None, long=True
+    )
 
 
 def test_long_scan(target: Target, dtype: str, record: Any) -> None:

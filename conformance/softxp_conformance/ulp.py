@@ -16,10 +16,13 @@ FORMATS = {
 
 
 def unit(size: Any, dtype: str, flushes: bool = False) -> Any:
-    """The spacing of the dtype's numbers around |size|; `flushes`: its subnormals become 0."""
+    """The spacing of the dtype's numbers around |size|.
+
+    `flushes`: the library turns subnormals into 0, so that a sum of a row of them may be off by some smallest normals.
+    """
     bits, lowest, _ = FORMATS[dtype]
     _, exponent = np.frexp(np.where(np.isfinite(size), np.abs(size), 1.0))
-    exponent = np.maximum(exponent - 1, lowest + (bits - 1 if flushes else 0))
+    exponent = np.maximum(exponent - 1, lowest + (bits + 4 if flushes else 0))
     return np.ldexp(1.0, exponent - bits + 1)
 
 

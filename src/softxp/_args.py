@@ -183,9 +183,10 @@ def labels(backend: Any, find: Any, y: Any, x: Any, axis: tuple[int, ...], ignor
     shape = row_shape(x, axis)
     if isinstance(y, Integral) and not isinstance(y, bool):
         size = prod([x.shape[a] for a in axis])
+        y = int(y)
         if not 0 <= y < size and y != ignore_index:
             raise IndexError(_outside(size, ignore_index))
-        y = backend.put(int(y), x)
+        y = backend.put(y, x)
     home = find(y, "labels")
     if home is not backend and home.name != "numpy":  # labels read from a file may stay in numpy beside any logits
         companion(backend, find, "labels", y, x)

@@ -20,7 +20,7 @@ No step here raises a floating-point flag for the corners (infinities, empty row
 at an array's values, and nothing is written in place.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 INF, NAN = float("inf"), float("nan")
 
@@ -59,7 +59,9 @@ def keep(xp, x, axis):
 def sum_like(xp, g, like):
     """Sum `g` over what broadcasting added to `like`: the adjoint of broadcasting, in like's shape and dtype."""
     extra = g.ndim - like.ndim
-    axes = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(like.shape) if n == 1 and g.shape[extra + i] != 1)
+    axes = tuple(range(extra)) + tuple(
+        extra + i for i, n in enumerate(like.shape) if n == 1 and g.shape[extra + i] != 1
+    )
     if axes:
         g = xp.sum(g, axis=axes, keepdims=True)
     return cast(xp, xp.reshape(g, like.shape) if extra else g, like.dtype)
@@ -114,11 +116,11 @@ def divide(xp, d, error, t):
 
 
 class Rows(NamedTuple):
-    m: object  # maximum of each row; -inf for a row with nothing in it
-    r: object  # sum of exp(d) over all of the row but one maximum; 0 for a row with nothing in it
-    top: object  # bool: a maximum of its row
-    d: object  # (x - m) / temperature: exactly 0 at the top, -inf for what takes no part
-    e: object  # exp(d), with the rounding of d made good where the arithmetic is no wider than x
+    m: Any  # maximum of each row; -inf for a row with nothing in it
+    r: Any  # sum of exp(d) over all of the row but one maximum; 0 for a row with nothing in it
+    top: Any  # bool: a maximum of its row
+    d: Any  # (x - m) / temperature: exactly 0 at the top, -inf for what takes no part
+    e: Any  # exp(d), with the rounding of d made good where the arithmetic is no wider than x
 
 
 def rows(xp, x, *, axis, where=None, temperature=1.0, compute):
@@ -215,17 +217,22 @@ def log_softmax(xp, x, *, axis, where=None, temperature=1.0, dtype, compute):
     return cast(xp, s.d - xp.log1p(s.r), dtype)
 
 
-def softmax_derivative(xp, p, v, axis):
-    """(diag(p) - p pᵀ) v, its own transpose.
+def beside_the_dominant(xp, p, v, axis):
+    """v less its value where p > 1/2, and exactly 0 there.
 
-    It does not change when a constant is added to v. Taking v's value at the row's maximum as zero keeps the derivative
-    at an entry of probability near 1 exact, as taking x's maximum as zero keeps softmax exact.
+    Derivatives of softmax do not change when a constant is added to v. Without this one they lose an entry of probability
+    near 1, as softmax without its shift would lose the row. Linear in v, and its transpose serves the transpose as well.
     """
-    top = p == row_max(xp, p, axis)
-    count = total(xp, cast(xp, top, p.dtype), axis)
-    zero = xp.zeros_like(count)
-    v = v - total(xp, xp.where(top, v, zero), axis) / xp.maximum(count, zero + 1)
-    return p * (v - total(xp, p * v, axis))
+    lone, zero = p > 0.5, xp.zeros_like(v)
+    return xp.where(lone, zero, v - total(xp, xp.where(lone, v, zero), axis))
+
+
+def softmax_derivative(xp, p, v, axis):
+    """(diag(p) - p pᵀ) v, its own transpose. The rows of the result sum to 0, which gives the dominant entry its own."""
+    v = beside_the_dominant(xp, p, v, axis)
+    g = p * (v - total(xp, p * v, axis))
+    lone, zero = p > 0.5, xp.zeros_like(g)
+    return xp.where(lone, -total(xp, xp.where(lone, zero, g), axis), g)
 
 
 def both(call, xp, x, u, axis, where, temperature, compute):
@@ -275,8 +282,7 @@ def log_softmax_jvp(call, xp, y, tangents, x, *, axis, where=None, temperature=1
     p = call("softmax", x=x, axis=axis, where=where, temperature=temperature, dtype=compute, compute=compute)
     dz, _, frozen = from_inputs(xp, tangents, x, None, axis, where, temperature, compute)
     zero = xp.zeros_like(dz)
-    top = p == row_max(xp, p, axis)
-    dz = dz - total(xp, xp.where(top, dz, zero), axis) / total(xp, cast(xp, top, compute), axis)
+    dz = beside_the_dominant(xp, p, dz, axis)
     dy = dz - total(xp, p * dz, axis)
     return cast(xp, xp.where(frozen | (y == -INF), zero, dy), dtype)
 
@@ -360,19 +366,15 @@ def from_inputs(xp, tangents, x, softcap, axis, where, temperature, compute):
 
 
 def weighted(xp, x, b, axis, where, compute):
-    """x - c + log|b|, -inf where b is 0; which entries count negative (None: none can); and c, finite, one for each row.
+    """x - c + log|b|, -inf where b is 0; which entries count negative; and c, finite, one for each row.
 
     The common offset c goes first: beside an offset of 1e17 the logarithm of a factor would round away.
     """
-    x = masked(xp, x, where, compute)
-    if b is not None:
-        b = cast(xp, b, compute)
-        absent = b == 0
-        x = xp.where(absent, xp.full_like(x, -INF), x)
+    x, b = masked(xp, x, where, compute), cast(xp, b, compute)
+    absent = b == 0
+    x = xp.where(absent, xp.full_like(x, -INF), x)
     m = row_max(xp, x, axis)
     c = xp.where(xp.isfinite(m), m, xp.zeros_like(m))
-    if b is None:
-        return x - c, None, c
     return x - c + xp.log(xp.where(absent, xp.ones_like(b), xp.abs(b))), b < 0, c
 
 
@@ -401,10 +403,12 @@ def logsumexp(xp, x, *, axis, b=None, where=None, keepdims, return_sign=False, d
 
 def sumexp_sign(xp, x, *, axis, b=None, where=None, keepdims, dtype, compute):
     """Sign of Σ b exp(x): 1, -1, or 0 where the terms cancel or there are none."""
+    if b is None:
+        b = xp.ones_like(x)
     z, negative, _ = weighted(xp, x, b, axis, where, compute)
     s = rows(xp, z, axis=axis, compute=compute)
-    share = xp.zeros_like(s.m) if negative is None else negative_share(xp, s.e, s.r, negative, axis)
-    sign = xp.where(s.m == -INF, xp.zeros_like(s.m), xp.sign(0.5 - share) + 0 * xp.where(s.m == s.m, s.r, s.m))
+    sign = xp.sign(0.5 - negative_share(xp, s.e, s.r, negative, axis))
+    sign = xp.where(s.m == -INF, xp.zeros_like(s.m), xp.where(s.m == s.m, sign, s.m))
     return cast(xp, sign if keepdims else drop(xp, sign, axis), dtype)
 
 
@@ -448,9 +452,7 @@ def exp_weights_of_b(xp, call, x, b, where, axis, compute):
     return xp.where((x == x) & xp.isfinite(lse), w, xp.zeros_like(w))  # a NaN that counts makes its row NaN through w
 
 
-def logsumexp_vjp(
-    call, xp, ct, y, wanted, x, *, axis, b=None, where=None, keepdims, return_sign=False, dtype, compute
-):
+def logsumexp_vjp(call, xp, ct, y, wanted, x, *, axis, b=None, where=None, keepdims, return_sign=False, dtype, compute):
     ct = cast(xp, ct if keepdims else keep(xp, ct, axis), compute)
     w, frozen = exp_weights(xp, call, x, b, where, axis, compute)
     out, zero = {}, xp.zeros_like(w)
@@ -466,6 +468,7 @@ def logsumexp_vjp(
 def logsumexp_jvp(call, xp, y, tangents, x, *, axis, b=None, where=None, keepdims, return_sign=False, dtype, compute):
     w, frozen = exp_weights(xp, call, x, b, where, axis, compute)
     zero = xp.zeros_like(w)
+    w = w if where is None else xp.where(where, w, zero)
     dz = zero
     if "x" in tangents:
         dz = dz + w * cast(xp, tangents["x"], compute)
@@ -573,15 +576,15 @@ def logcumsumexp_jvp(call, xp, y, tangents, x, *, axis, reverse, dtype, compute)
 
 
 class Targets(NamedTuple):
-    y: object  # (..., n) the labels as distributions
-    share: object  # (..., n) or number: where label smoothing spreads its mass; None without smoothing
-    w: object  # class weights, aligned with the classes; None without
-    q: object  # (..., n) what multiplies -log p: smoothed, weighted labels
-    weight: object  # row: Σ_c w_c y_c, the weight of the row in a mean
-    s: object  # row: sample weight; None without
-    bad: object  # row: the label is outside the row; None for soft labels
-    ignored: object  # row: bool; None where no row can be ignored
-    dropped: object  # row: counts for nothing: ignored, or of weight 0
+    y: Any  # (..., n) the labels as distributions
+    share: Any  # (..., n) or number: where label smoothing spreads its mass; None without smoothing
+    w: Any  # class weights, aligned with the classes; None without
+    q: Any  # (..., n) what multiplies -log p: smoothed, weighted labels
+    weight: Any  # row: Σ_c w_c y_c, the weight of the row in a mean
+    s: Any  # row: sample weight; None without
+    bad: Any  # row: the label is outside the row; None for soft labels
+    ignored: Any  # row: bool; None where no row can be ignored
+    dropped: Any  # row: counts for nothing: ignored, or of weight 0
 
 
 def targets(
@@ -673,13 +676,13 @@ def cross_entropy(
 
 class Parts(NamedTuple):
     t: Targets
-    loss: object  # row: before sample weights
-    numerator: object  # Σ s loss, and what it is divided by (None unless reduction is "mean")
-    norm: object
-    gz: object  # (..., n) ∂loss/∂z
-    dlse: object  # row: Σ gz, which only the z-loss makes other than 0; None without
-    dq: object  # (..., n) ∂loss/∂q: -log p, 0 where that is infinite
-    dweight: object  # row: ∂loss/∂weight, which only the z-loss has; None without
+    loss: Any  # row: before sample weights
+    numerator: Any  # Σ s loss, and what it is divided by (None unless reduction is "mean")
+    norm: Any
+    gz: Any  # (..., n) ∂loss/∂z
+    dlse: Any  # row: Σ gz, which only the z-loss makes other than 0; None without
+    dq: Any  # (..., n) ∂loss/∂q: -log p, 0 where that is infinite
+    dweight: Any  # row: ∂loss/∂weight, which only the z-loss has; None without
 
 
 def loss_parts(
@@ -705,7 +708,10 @@ def loss_parts(
         gz = xp.where(t.bad, zero + NAN, gz)
     nothing = (logp == -INF) & (t.q == 0)
     loss = row_losses(xp, t, -total(xp, t.q * xp.where(nothing, zero, logp), axis), lse, z_loss, axis)
-    dq = -xp.where(logp == -INF, zero, logp)
+    # beside a factor of 0 neither an infinite nor a NaN derivative may appear, not even when transposed
+    gone = gone_rows(t)
+    dq = -xp.where(logp == -INF if gone is None else (logp == -INF) | gone, zero, logp)
+    loss = xp.where(t.dropped & ~xp.isfinite(loss), xp.zeros_like(loss), loss)
     _, a, norm = reduce_rows(xp, t, loss, normalizer, reduction, axis, logp)
     return Parts(t, loss, a, norm, gz, dlse, dq, dweight)
 

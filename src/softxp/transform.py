@@ -5,7 +5,7 @@ from inspect import signature
 from typing import Any
 
 from . import _args as args
-from ._backends import Backend, evaluate, find
+from ._backends import Backend, find
 from ._op import OP_OF, Op, is_array
 
 __all__ = ["jvp", "value_and_grad", "vjp"]
@@ -20,7 +20,9 @@ class _Call:
             known = ", ".join(sorted(f.__name__ for f in OP_OF))
             raise TypeError(f"softxp has derivatives of its own functions ({known}), got {fn!r}.")
         if options.get("return_sign"):
-            raise ValueError("the sign has no derivative; call with return_sign=False, or take it from logsumexp itself.")
+            raise ValueError(
+                "the sign has no derivative; call with return_sign=False, or take it from logsumexp itself."
+            )
         bound = signature(fn).bind(*arrays, **options)
         bound.apply_defaults()
         self.op: Op = op
@@ -68,7 +70,7 @@ def vjp(fn: Callable[..., Any], /, *arrays: Any, **options: Any) -> tuple[Any, C
     Returns
     -------
     (y, pullback). pullback(ct), ct of y's shape, gives a tuple with one cotangent for each positional array, in its
-    shape and dtype (the default float for integers); None for integer labels. Nothing is computed for it before it is called.
+    shape and dtype (the default float for integers); None for integer labels. Nothing more is computed before it is called.
 
     Raises
     ------

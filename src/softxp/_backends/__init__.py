@@ -39,6 +39,8 @@ class Backend:
     default_float: Any = None
     default_int: Any = None
     guard: Callable[[Any], Any] = lambda fn: fn  # decorator under which a formula runs
+    road: str = "formula"  # what the doctor says of it
+    serves: Callable[[str, Any], bool] = lambda name, x: True  # may the kernel of that name serve x's device?
     lifted: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -153,6 +155,7 @@ def register(array_type: type, /, *, namespace: Any, name: str | None = None, **
         double(x) : True where float64 arithmetic is there and cheap. Default: never.
         look(condition) : any(condition) where values can be read on the host now, else None, which turns label and
             temperature errors into NaN rows. Default: None.
+        guard(fn) : decorator under which formulas run, such as numpy.errstate(all="ignore").
         device(x), put(value, like), arange(n, dtype, like) : where they are not `x.device` and the standard's calls.
 
     Raises
@@ -170,10 +173,10 @@ def register(array_type: type, /, *, namespace: Any, name: str | None = None, **
     """
     if not isinstance(array_type, type):
         raise TypeError(f"register needs the type of the arrays, got {array_type!r}; pass type(x).")
-    words = {"kernels", "lift", "double", "look", "device", "put", "arange"}
+    words = {"kernels", "lift", "double", "look", "device", "put", "arange", "guard"}
     if not words >= set(how):
         raise TypeError(f"register knows {sorted(words)}, got {sorted(set(how) - words)}.")
     from ._namespace import careful
 
-    name = name or getattr(namespace, "__name__", type(namespace).__name__)
+    name = str(name or getattr(namespace, "__name__", type(namespace).__name__))
     _BY_TYPE[array_type] = Backend(name=name, xp=careful(namespace), **{"device": _device, **how})

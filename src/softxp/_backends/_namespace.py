@@ -20,9 +20,9 @@ def blocked(add: Callable[..., Any], reshape: Callable[..., Any]) -> Callable[..
             return add(x, axis=axis, keepdims=True)
         whole = n // BLOCK * BLOCK
         lead = (slice(None),) * axis
-        blocks = reshape(x[(*lead, slice(0, whole))], (*x.shape[:axis], n // BLOCK, BLOCK, *x.shape[axis + 1 :]))
+        blocks = reshape(x[(*lead, slice(0, whole), ...)], (*x.shape[:axis], n // BLOCK, BLOCK, *x.shape[axis + 1 :]))
         s = along(reshape(add(blocks, axis=axis + 1), (*x.shape[:axis], n // BLOCK, *x.shape[axis + 1 :])), axis)
-        return s if whole == n else s + add(x[(*lead, slice(whole, n))], axis=axis, keepdims=True)
+        return s if whole == n else s + add(x[(*lead, slice(whole, n), ...)], axis=axis, keepdims=True)
 
     def total(x: Any, *, axis: Any, keepdims: bool = False) -> Any:
         axes = axis if isinstance(axis, tuple) else (axis,)
@@ -34,8 +34,37 @@ def blocked(add: Callable[..., Any], reshape: Callable[..., Any]) -> Callable[..
 
 
 # Every function that a formula may use: what a namespace must offer to be served.
-USED = """abs arange asarray astype bool concat exp expand_dims expm1 flip float32 float64 full_like isfinite log log1p
-max maximum minimum ones_like permute_dims reshape sign squeeze stack sum tanh where zeros_like""".split()
+USED = [
+    "abs",
+    "arange",
+    "asarray",
+    "astype",
+    "bool",
+    "concat",
+    "exp",
+    "expand_dims",
+    "expm1",
+    "flip",
+    "float32",
+    "float64",
+    "full_like",
+    "isfinite",
+    "log",
+    "log1p",
+    "max",
+    "maximum",
+    "minimum",
+    "ones_like",
+    "permute_dims",
+    "reshape",
+    "sign",
+    "squeeze",
+    "stack",
+    "sum",
+    "tanh",
+    "where",
+    "zeros_like",
+]
 
 
 def careful(xp: Any, **instead: Any) -> SimpleNamespace:

@@ -30,7 +30,7 @@ def _of_chunk(x: Any, axis: Any, keepdims: bool, temperature: float, exact: bool
 @quiet
 def _of_states(states: Any, axis: Any, keepdims: bool, temperature: float) -> Any:
     for a in _tuple(axis):
-        parts = [np.take(states, [i], axis=a) for i in range(states.shape[a])]
+        parts: list[Any] = [np.take(states, [i], axis=a) for i in range(states.shape[a])]
         merged = reduce(lambda s, t: F.merge(NP, s, t, temperature), [(p.real, p.imag) for p in parts])
         states = _pack(*merged)
     return states
@@ -75,6 +75,7 @@ BACKEND = Backend(
     name="dask",
     xp=XP,
     double=lambda x: True,
+    road="formula, lazy, the row state folded over chunks",
     put=lambda value, like: da.asarray(value),
     arange=lambda n, dtype, like: da.arange(n, dtype=dtype),
     default_float=lambda like: np.dtype(np.float64),

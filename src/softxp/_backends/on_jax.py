@@ -1,7 +1,6 @@
 """JAX: each record as a custom_jvp function under jit; reverse mode follows by transposition."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,9 +10,11 @@ from .._op import OPS, Op, is_array
 from . import Backend
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _apply(name: str, options: tuple, arrays: dict[str, Any]) -> Any:
+def _forward(name: str, options: tuple, arrays: dict[str, Any]) -> Any:
     return OPS[name].forward(jnp, **arrays, **dict(options))
+
+
+_apply: Any = jax.custom_jvp(_forward, nondiff_argnums=(0, 1))
 
 
 def _rule(name: str, options: tuple, primals: Any, tangents: Any) -> Any:
@@ -51,6 +52,7 @@ BACKEND = Backend(
     xp=jnp,
     lift=_lift,
     double=_double,
+    road="formula under jit, lifted into custom_jvp",
     put=lambda value, like: jnp.asarray(value),
     arange=lambda n, dtype, like: jnp.arange(n, dtype=dtype),
 )

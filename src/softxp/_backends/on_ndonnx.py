@@ -31,6 +31,7 @@ BACKEND = Backend(
     name="ndonnx",
     xp=XP,
     double=lambda x: True,
+    road="formula as an ONNX graph",
     put=lambda value, like: ndx.asarray(value),
     arange=lambda n, dtype, like: ndx.arange(n, dtype=dtype),
     default_float=lambda like: ndx.float64,

@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 from array_api_compat import numpy as compat
 
-from .. import _formulas as F
 from . import Backend
 from ._namespace import blocked, careful
 
-_in_blocks = blocked(np.add.reduce, np.reshape)
+_maximum: Any = np.maximum.reduce
+_add: Any = np.add.reduce
+_in_blocks = blocked(_add, np.reshape)
 
 
 def total(x: Any, *, axis: Any, keepdims: bool = False) -> Any:
@@ -17,14 +18,14 @@ def total(x: Any, *, axis: Any, keepdims: bool = False) -> Any:
     if not isinstance(axis, tuple):
         axis = (axis,)
     if len(axis) == 1 and (x.strides[axis[0]] == x.itemsize or x.shape[axis[0]] <= 8):
-        return np.add.reduce(x, axis[0], None, None, keepdims)
+        return _add(x, axis[0], None, None, keepdims)
     return _in_blocks(x, axis=axis, keepdims=keepdims)
 
 
 XP = careful(
     compat,
     sum=total,
-    max=lambda x, *, axis, keepdims: np.maximum.reduce(x, axis, None, None, keepdims),
+    max=lambda x, *, axis, keepdims: _maximum(x, axis, None, None, keepdims),
     astype=lambda x, dtype: np.asarray(x).astype(dtype, copy=False),
 )
 quiet = np.errstate(all="ignore")
@@ -34,12 +35,13 @@ quiet = np.errstate(all="ignore")
 # softmax's promise of 8 + |d| ulp; longer float32 rows are widened and rounded once.
 
 _SHORT = 64
-_maximum, _add, _subtract, _exp, _divide = np.maximum.reduce, np.add.reduce, np.subtract, np.exp, np.divide
+_subtract, _exp, _divide = np.subtract, np.exp, np.divide
 _f32, _f64, _ndarray = np.dtype(np.float32), np.dtype(np.float64), np.ndarray
 
 
 @quiet
 def _softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any:
+    """five passes (contiguous plain rows)"""
     if (
         x.__class__ is not _ndarray
         or where is not None

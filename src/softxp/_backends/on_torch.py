@@ -133,6 +133,7 @@ def _plain_softmax(x: Any, axis: Any) -> Any:
 
 
 def _softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any:
+    """native softmax (plain rows, no gradient)"""
     if (
         where is None
         and dtype is None
@@ -170,6 +171,8 @@ BACKEND = Backend(
     xp=XP,
     lift=_lift,
     kernels={"softmax": _softmax},
+    serves=lambda name, x: x.is_cpu,
+    road="formula, lifted into autograd",
     double=lambda x: x.device.type == "cpu",
     look=_look,
     device=lambda x: x.device,

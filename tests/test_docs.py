@@ -1,0 +1,35 @@
+"""Every ```python block of the README and of docs/ runs, page by page, and the doctor answers."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).parent.parent
+PAGES = [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_examples_run(page):
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.S | re.M)
+    scope: dict = {"__name__": "example"}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), scope)
+
+
+def test_the_doctor():
+    out = subprocess.run([sys.executable, "-m", "softxp"], capture_output=True, text=True, check=True).stdout
+    assert "All agree." in out
+    assert "Which road each function takes" in out
+
+
+def test_a_named_target_that_is_missing_is_an_error():
+    run = subprocess.run(
+        [sys.executable, "-m", "softxp_conformance", "--target", "nowhere.at_all:TARGET"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode != 0
+    assert "nowhere" in run.stderr + run.stdout
