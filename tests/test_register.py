@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 import softxp
 
 
@@ -30,7 +31,7 @@ def _lift(name):
     return call
 
 
-for _name in "add radd sub rsub mul rmul truediv rtruediv eq ne lt le gt ge and or invert neg".split():
+for _name in ["add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "invert", "neg"]:
     setattr(Boxed, f"__{_name}__", _lift(f"__{_name}__"))
 Boxed.__hash__ = None
 
@@ -54,8 +55,11 @@ class Namespace:
 
 for (
     _name
-) in """abs arange asarray astype concat exp expand_dims expm1 flip full_like isfinite log log1p max maximum minimum
-ones_like permute_dims reshape sign squeeze stack sum tanh where zeros_like""".split():
+) in [
+    "abs", "arange", "asarray", "astype", "concat", "exp", "expand_dims", "expm1", "flip", "full_like",
+    "isfinite", "log", "log1p", "max", "maximum", "minimum", "ones_like", "permute_dims", "reshape", "sign",
+    "squeeze", "stack", "sum", "tanh", "where", "zeros_like",
+]:
     setattr(Namespace, _name, Namespace._wrap(_name))
 
 X = np.random.default_rng(0).standard_normal((3, 300))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 import softxp
 from softxp_conformance import inputs, oracle
 from softxp_conformance.cases import CASES

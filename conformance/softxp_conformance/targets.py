@@ -156,9 +156,10 @@ def _compiled_vjp(fn: Any, arrays: Any, options: Any, ct: Any) -> Any:
 
 
 def _jax_context(dtype: str) -> Any:
-    import jax
-
-    return jax.enable_x64(dtype == "float64")
+    switch = (
+        getattr(_module("jax"), "enable_x64", None) or _module("jax.experimental").enable_x64
+    )  # the latter before jax 0.8
+    return switch(dtype == "float64")
 
 
 def _jax_from(a: Any) -> Any:
