@@ -156,9 +156,8 @@ def _compiled_vjp(fn: Any, arrays: Any, options: Any, ct: Any) -> Any:
 
 
 def _jax_context(dtype: str) -> Any:
-    switch = (
-        getattr(_module("jax"), "enable_x64", None) or _module("jax.experimental").enable_x64
-    )  # the latter before jax 0.8
+    jax = _module("jax")
+    switch = jax.enable_x64 if hasattr(jax, "enable_x64") else _module("jax.experimental").enable_x64  # before jax 0.8
     return switch(dtype == "float64")
 
 

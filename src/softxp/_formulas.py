@@ -217,22 +217,21 @@ def log_softmax(xp, x, *, axis, where=None, temperature=1.0, dtype, compute):
     return cast(xp, s.d - xp.log1p(s.r), dtype)
 
 
-def beside_the_dominant(xp, p, v, axis):
-    """v less its value where p > 1/2, and exactly 0 there.
-
-    Derivatives of softmax do not change when a constant is added to v. Without this one they lose an entry of probability
-    near 1, as softmax without its shift would lose the row. Linear in v, and its transpose serves the transpose as well.
-    """
-    lone, zero = p > 0.5, xp.zeros_like(v)
-    return xp.where(lone, zero, v - total(xp, xp.where(lone, v, zero), axis))
-
-
 def softmax_derivative(xp, p, v, axis):
-    """(diag(p) - p pᵀ) v, its own transpose. The rows of the result sum to 0, which gives the dominant entry its own."""
-    v = beside_the_dominant(xp, p, v, axis)
+    """(diag(p) - p pᵀ) v, its own transpose, written Sᵀ (diag(p) - p pᵀ) S so that a library that transposes these very
+    lines keeps their care.
+
+    S takes v's mean over the row's maxima away, and leaves exactly 0 at an entry with p > 1/2: a constant added to v
+    changes nothing, and without this one the derivative would lose an entry of probability near 1, as softmax without its
+    shift would lose the row. Sᵀ gives that entry minus the sum of the others.
+    """
+    top, lone, zero = p == row_max(xp, p, axis), p > 0.5, xp.zeros_like(v)
+    count = total(xp, cast(xp, top, p.dtype), axis)
+    count = xp.maximum(count, xp.ones_like(count))
+    v = xp.where(lone, zero, v - total(xp, xp.where(top, v, zero), axis) / count)
     g = p * (v - total(xp, p * v, axis))
-    lone, zero = p > 0.5, xp.zeros_like(g)
-    return xp.where(lone, -total(xp, xp.where(lone, zero, g), axis), g)
+    s = total(xp, xp.where(lone, zero, g), axis)
+    return xp.where(lone, -s, g - xp.where(top, s / count, zero))
 
 
 def both(call, xp, x, u, axis, where, temperature, compute):
@@ -282,7 +281,8 @@ def log_softmax_jvp(call, xp, y, tangents, x, *, axis, where=None, temperature=1
     p = call("softmax", x=x, axis=axis, where=where, temperature=temperature, dtype=compute, compute=compute)
     dz, _, frozen = from_inputs(xp, tangents, x, None, axis, where, temperature, compute)
     zero = xp.zeros_like(dz)
-    dz = beside_the_dominant(xp, p, dz, axis)
+    lone = p > 0.5  # beside it every dz counts from its own, as in softmax_derivative
+    dz = xp.where(lone, zero, dz - total(xp, xp.where(lone, dz, zero), axis))
     dy = dz - total(xp, p * dz, axis)
     return cast(xp, xp.where(frozen | (y == -INF), zero, dy), dtype)
 
