@@ -92,3 +92,12 @@ def test_numpy_keeps_its_error_state_and_stays_quiet():
 )
 def test_numpy_relatives(make):
     assert float(np.asarray(softxp.softmax(make(3.0))).ravel()[0]) == 1.0
+
+
+def test_ignore_index_beyond_the_other_librarys_integers():
+    jnp = pytest.importorskip("jax.numpy")
+    for far in (2**32 + 1, -(2**40)):
+        got = softxp.cross_entropy(jnp.zeros((2, 3)), np.asarray([1, far]), ignore_index=far, reduction="none")
+        assert got[1] == 0
+    labels = np.asarray([1, 2**64 - 1], dtype=np.uint64)
+    assert softxp.cross_entropy(X, labels, ignore_index=2**64 - 1, reduction="none")[1] == 0

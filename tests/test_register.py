@@ -58,7 +58,7 @@ class Namespace:
         return staticmethod(call)
 
 
-for _name in set(USED) - {"float32", "float64", "bool"}:
+for _name in set(USED) - {"float32", "float64", "bool", "int64"}:
     setattr(Namespace, _name, Namespace._wrap(_name))
 
 X = np.random.default_rng(0).standard_normal((3, 300))

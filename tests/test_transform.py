@@ -59,3 +59,32 @@ def test_errors():
         softxp.jvp(softxp.cross_entropy, (X, np.asarray([0, 1, 2])), (X, np.ones(3)))
     with pytest.raises(ValueError, match="sign has no derivative"):
         softxp.vjp(softxp.logsumexp, X, return_sign=True)
+
+
+def test_logcumsumexp_beside_a_far_larger_entry():
+    """A later entry, however large, has no part in an earlier prefix."""
+    _, pullback = softxp.vjp(softxp.logcumsumexp, np.asarray([0.1, 3.2, 1e17]))
+    (g,) = pullback(np.asarray([0.0, 1.0, 0.0]))
+    np.testing.assert_allclose(g, [*softxp.softmax(np.asarray([0.1, 3.2])), 0.0], rtol=1e-14)
+
+
+def test_nothing_counted_moves_with_nothing():
+    torch = pytest.importorskip("torch")
+    x, labels = torch.zeros(2, 3), torch.tensor([0, 1])
+    s = torch.zeros(2, requires_grad=True)
+    (g,) = torch.autograd.grad(softxp.cross_entropy(x, labels, sample_weight=s), s)
+    assert g.tolist() == [0.0, 0.0]
+    (g,) = torch.autograd.grad(softxp.cross_entropy(x, labels, sample_weight=s, reduction="sum"), s)
+    np.testing.assert_allclose(g, np.log([3.0, 3.0]), rtol=1e-6)
+
+
+def test_a_row_of_no_class_weight_moves_no_weight():
+    torch = pytest.importorskip("torch")
+    x, labels = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]], dtype=torch.float64), torch.tensor([0, 1])
+    w = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64, requires_grad=True)
+    loss = lambda w: softxp.cross_entropy(x, labels, class_weight=w, label_smoothing=0.3)  # noqa: E731
+    (g,) = torch.autograd.grad(loss(w), w)
+    for i in (1, 2):
+        step = torch.zeros(3, dtype=torch.float64)
+        step[i] = 1e-6
+        np.testing.assert_allclose(g[i], (loss(w + step) - loss(w - step)).detach() / 2e-6, rtol=1e-6)

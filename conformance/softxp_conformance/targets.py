@@ -337,15 +337,16 @@ TARGETS = {
             vjp=_jax_vjp,
             jvp=_jax_jvp,
             context=_jax_context,
-            # XLA compiles each test: forward mode is asked of every function, not of every variant
+            # XLA compiles each test, half a second or more: every value in every dtype, derivatives in the narrowest and
+            # the widest, forward mode of every function
             only=(
                 "test_rows",
-                "test_vjp",
-                r"test_jvp.*(-plain|-b|soft)\]",
-                r"test_(axis|long|contract).*(bfloat16|float64)",
+                r"test_vjp.*(bfloat16|float64)-",
+                r"test_vjp.*float32-.*(-plain|per row|masked)",
+                r"test_jvp.*(bfloat16|float64)-.*(-plain|soft)\]",
+                r"test_(axis|long).*(bfloat16|float64)",
                 "test_confident",
-                r"test_contract_.*\[jax(-\w+)?\]",
-                r"test_contract_(errors|label|unsigned|bool|int)",
+                r"test_contract_.*(\[jax|bfloat16|float32)",
             ),
             flushes=True,
             autograd=True,

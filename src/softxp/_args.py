@@ -135,7 +135,7 @@ def temperature(backend: Any, find: Any, t: Any, x: Any, axis: tuple[int, ...]) 
             raise ValueError(f"{invalid}, got {t}.")
         return t
     t = array(backend, "temperature", companion(backend, find, "temperature", t, x))
-    broadcastable("temperature", t.shape, x.shape, "the array's shape")
+    broadcastable("temperature", t.shape, x.shape, "the array (repeat the array for several temperatures of one row)")
     extra = x.ndim - t.ndim
     if any(a >= extra and t.shape[a - extra] != 1 for a in axis):
         raise ValueError(
@@ -149,7 +149,7 @@ def temperature(backend: Any, find: Any, t: Any, x: Any, axis: tuple[int, ...]) 
 
 def number(name: str, value: Any, low: float, high: float, meaning: str) -> float:
     if not isinstance(value, Real):
-        raise TypeError(f"{name} must be a Python number, got {type(value).__name__}.")
+        raise TypeError(f"{name} must be a Python number (static under jit), got {type(value).__name__}.")
     value = float(value)
     if not (low <= value <= high and value < float("inf")):
         raise ValueError(f"{name} must be {meaning}, got {value}.")
@@ -209,11 +209,17 @@ def labels(backend: Any, find: Any, y: Any, x: Any, axis: tuple[int, ...], ignor
             "go in as floats shaped like the logits."
         )
     size = prod([x.shape[a] for a in axis])
+    given = ignore_index
     y, ignore_index = widen(home, y, y, ignore_index)
     bad = (y < 0) | (y >= size)
     if home.look(bad if ignore_index is None else bad & (y != ignore_index)):
-        raise IndexError(_outside(size, ignore_index))
+        raise IndexError(_outside(size, given))
     if home is not backend:
+        # every label is known to fit by now; what is ignored must stay so in the other library's integers
+        if ignore_index is not None:
+            ignored = y == ignore_index
+            y = home.xp.where(ignored, -1, home.xp.astype(home.xp.where(ignored, 0, y), home.xp.int64))
+            ignore_index = -1
         y, ignore_index = widen(backend, backend.put(y, x), x, ignore_index)
     where = tuple(x.shape[a] if a in axis else 1 for a in range(x.ndim))
     classes = backend.xp.reshape(backend.arange(size, y.dtype, x), where)
@@ -231,11 +237,12 @@ def widen(backend: Any, y: Any, like: Any, ignore_index: int | None) -> tuple[An
     bits = int(dtype_name(wide)[3:])
     if kind in UNSIGNED and ignore_index is not None and ignore_index < 0:
         ignore_index = None  # an unsigned label is never negative: 156 is not -100
-    if ignore_index is not None and not -(2 ** (bits - 1)) <= ignore_index < 2 ** (bits - 1):
-        ignore_index = None
     narrow = kind in SIGNED or int(kind[4:]) < bits or backend.name == "torch"  # torch cannot compare uint64
     if narrow and kind != dtype_name(wide):
-        y = backend.xp.astype(y, wide)
+        y, kind = backend.xp.astype(y, wide), dtype_name(wide)
+    bits = int(kind.lstrip("uint")) - (kind in SIGNED)
+    if ignore_index is not None and not -(2**bits) <= ignore_index < 2**bits:
+        ignore_index = None
     return y, ignore_index
 
 
@@ -273,6 +280,6 @@ def normalizer(backend: Any, find: Any, value: Any, reduction: str, x: Any) -> A
     value = array(backend, "normalizer", companion(backend, find, "normalizer", value, x))
     if prod(value.shape) != 1:
         raise ValueError(f"normalizer must be one number, got shape {tuple(value.shape)}.")
-    if backend.look(~(value >= 0)):
+    if backend.look(~((value >= 0) & (value < float("inf")))):
         raise ValueError("normalizer must be a finite number of at least 0, got one that is not.")
     return value

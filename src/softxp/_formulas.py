@@ -409,6 +409,7 @@ def sumexp_sign(xp, x, *, axis, b=None, where=None, keepdims, dtype, compute):
     s = rows(xp, z, axis=axis, compute=compute)
     sign = xp.sign(0.5 - negative_share(xp, s.e, s.r, negative, axis))
     sign = xp.where(s.m == -INF, xp.zeros_like(s.m), xp.where(s.m == s.m, sign, s.m))
+    sign = xp.where((s.m == INF) & (sign == 0), sign + NAN, sign)  # inf - inf has none
     return cast(xp, sign if keepdims else drop(xp, sign, axis), dtype)
 
 
@@ -525,51 +526,54 @@ def scan(xp, join, state):
     return tuple(weave(a, b) for a, b in zip(even, odd, strict=True))
 
 
+def prefix_states(xp, x, compute):
+    """The state (m, r) of every prefix along the last axis."""
+    return scan(xp, lambda a, b: merge(xp, a, b), (x, xp.zeros_like(cast(xp, x, compute))))
+
+
 def logcumsumexp(xp, x, *, axis, reverse, dtype, compute):
     there, again = axis_last(xp, x, axis, reverse)
-    leaf = there(x)
-    m, r = scan(xp, lambda a, b: merge(xp, a, b), (leaf, xp.zeros_like(cast(xp, leaf, compute))))
+    m, r = prefix_states(xp, there(x), compute)
     return cast(xp, again(cast(xp, m, compute) + xp.log1p(r)), dtype)
 
 
-def decaying_sum(xp, keys, v):
-    """D_i = v_i + exp(k_{i-1} - k_i) D_{i-1} along the last axis, for keys that never decrease."""
+def decaying_sum(xp, m, log, v):
+    """D_i = v_i + exp(y_{i-1} - y_i) D_{i-1} along the last axis, for y = m + log that never decrease."""
 
     def join(left, right):
-        return right[0], right[1] + left[1] * xp.exp(left[0] - right[0])
+        return right[0], right[1], right[2] + left[2] * xp.exp((left[0] - right[0]) + (left[1] - right[1]))
 
-    return scan(xp, join, (keys, v))[1]
+    return scan(xp, join, (m, log, v))[2]
 
 
-def prefix_terms(xp, call, x, axis, reverse, compute):
-    """exp(x_j - y_j), the prefixes' y as finite keys, and which y are finite, with x shifted by its row's maximum."""
+def prefix_terms(xp, x, axis, reverse, compute):
+    """The way to the last axis and back; exp(x_j - y_j); y in two finite parts; and where it moves with x."""
     there, again = axis_last(xp, x, axis, reverse)
-    x = cast(xp, x, compute)
-    m = row_max(xp, x, axis)
-    x = x - xp.where(xp.isfinite(m), m, xp.zeros_like(m))
-    y = call("logcumsumexp", x=x, axis=axis, reverse=reverse, dtype=compute, compute=compute)
-    x, y = there(x), there(y)
-    zero = xp.zeros_like(y)
+    x = there(x)
+    m, r = prefix_states(xp, x, compute)
+    x, m, log = cast(xp, x, compute), cast(xp, m, compute), xp.log1p(r)
+    zero = xp.zeros_like(m)
     far = zero + 1e30
-    key = xp.where(y == INF, far, xp.where(y == -INF, -far, y))
-    live = xp.isfinite(y) & (x > -INF)
-    p = xp.exp(xp.where(live, x, zero) - xp.where(live, y, zero))
-    p = xp.where(live | (y != y), xp.where(y == y, p, y), zero)
-    return there, again, p, key, (y < INF) & (y > -INF) | (y != y)
+    live, broken = xp.isfinite(m), m != m
+    p = xp.exp(xp.where(live & (x > -INF), (xp.where(live, x, zero) - xp.where(live, m, zero)) - log, zero - INF))
+    p = xp.where(broken, m, p)
+    m = xp.where(live | broken, m, xp.where(m > 0, far, -far))
+    return there, again, p, m, xp.where(live, log, zero), live | broken
 
 
 def logcumsumexp_vjp(call, xp, ct, y, wanted, x, *, axis, reverse, dtype, compute):
-    there, again, p, key, live = prefix_terms(xp, call, x, axis, reverse, compute)
+    there, again, p, m, log, live = prefix_terms(xp, x, axis, reverse, compute)
     ct = there(cast(xp, ct, compute))
-    ct = xp.flip(xp.where(live, ct, xp.zeros_like(ct)), axis=-1)
-    total_after = xp.flip(decaying_sum(xp, xp.flip(-key, axis=-1), ct), axis=-1)
-    return {"x": cast(xp, again(p * total_after), x.dtype)}
+    m, log, ct = (xp.flip(a, axis=-1) for a in (-m, -log, xp.where(live, ct, xp.zeros_like(ct))))
+    after = xp.flip(decaying_sum(xp, m, log, ct), axis=-1)
+    return {"x": cast(xp, again(p * after), x.dtype)}
 
 
 def logcumsumexp_jvp(call, xp, y, tangents, x, *, axis, reverse, dtype, compute):
-    there, again, p, key, live = prefix_terms(xp, call, x, axis, reverse, compute)
-    dy = decaying_sum(xp, key, p * there(cast(xp, tangents["x"], compute)))
-    return cast(xp, again(xp.where(live, dy, xp.zeros_like(dy))), dtype)
+    there, again, p, m, log, live = prefix_terms(xp, x, axis, reverse, compute)
+    zero = xp.zeros_like(p)
+    dy = decaying_sum(xp, m, log, p * there(cast(xp, tangents["x"], compute)) if "x" in tangents else zero)
+    return cast(xp, again(xp.where(live, dy, zero)), dtype)
 
 
 # --- cross_entropy ---------------------------------------------------------------------------------------------------
@@ -647,8 +651,8 @@ def reduce_rows(xp, t, loss, normalizer, reduction, axis, like):
         norm = xp.full_like(a, normalizer)
     else:
         norm = xp.reshape(cast(xp, normalizer, loss.dtype), a.shape)
-    nothing = a == 0  # the mean of nothing is 0
-    norm = xp.where(nothing & (norm == 0), xp.ones_like(norm), norm)
+    # the mean of nothing is 0, and stays so: dividing by inf says both to its derivatives
+    norm = xp.where((a == 0) & (norm == 0), norm + INF, norm)
     return drop(xp, a / norm, everything), a, norm
 
 
@@ -709,8 +713,7 @@ def loss_parts(
     nothing = (logp == -INF) & (t.q == 0)
     loss = row_losses(xp, t, -total(xp, t.q * xp.where(nothing, zero, logp), axis), lse, z_loss, axis)
     # beside a factor of 0 neither an infinite nor a NaN derivative may appear, not even when transposed
-    gone = gone_rows(t)
-    dq = -xp.where(logp == -INF if gone is None else (logp == -INF) | gone, zero, logp)
+    dq = -xp.where((logp == -INF) | t.dropped, zero, logp)
     loss = xp.where(t.dropped & ~xp.isfinite(loss), xp.zeros_like(loss), loss)
     _, a, norm = reduce_rows(xp, t, loss, normalizer, reduction, axis, logp)
     return Parts(t, loss, a, norm, gz, dlse, dq, dweight)
@@ -737,7 +740,6 @@ def cross_entropy_vjp(call, xp, ct, y, wanted, x, labels, *, compute, dtype, **o
                 beta = -alpha * (p.numerator / p.norm)
     f = alpha if t.s is None else alpha * t.s
     g = None if beta is None else beta if t.s is None else beta * t.s
-    gone = gone_rows(t)
 
     gz = xp.where(t.dropped, xp.zeros_like(p.gz), f * p.gz)
     row_sum = None if p.dlse is None else xp.where(t.dropped, zero, f * p.dlse)
@@ -749,16 +751,15 @@ def cross_entropy_vjp(call, xp, ct, y, wanted, x, labels, *, compute, dtype, **o
         gy = f * per_label(p, (1 - smooth) * p.dq)
         gy = gy if g is None else gy + g
         gy = gy if t.w is None else gy * t.w
-        out["labels"] = sum_like(xp, gy if gone is None else xp.where(gone, xp.zeros_like(gy), gy), labels)
+        out["labels"] = sum_like(xp, xp.where(t.dropped, xp.zeros_like(gy), gy), labels)
     if "class_weight" in wanted:
         gw = smoothed(t, smooth) * p.dq
         gw = f * (gw if p.dweight is None else gw + p.dweight * t.y)
         gw = gw if g is None else gw + g * t.y
-        gw = gw if gone is None else xp.where(gone, xp.zeros_like(gw), gw)
-        out["class_weight"] = sum_like(xp, gw, options["class_weight"])
+        out["class_weight"] = sum_like(xp, xp.where(t.dropped, xp.zeros_like(gw), gw), options["class_weight"])
     if "sample_weight" in wanted:
         gs = alpha * p.loss if beta is None else alpha * p.loss + beta * t.weight
-        gs = gs if t.ignored is None else xp.where(t.ignored, zero, gs)
+        gs = xp.where(weightless(xp, t), zero, gs)
         out["sample_weight"] = sum_like(xp, gs, options["sample_weight"])
     if "normalizer" in wanted:
         gn = -ct * drop(xp, p.numerator / (p.norm * p.norm), tuple(range(x.ndim)))
@@ -770,11 +771,10 @@ def smoothed(t, label_smoothing):
     return t.y if t.share is None else (1 - label_smoothing) * t.y + label_smoothing * t.share
 
 
-def gone_rows(t):
-    """Rows no weight but their own can bring back: ignored, or of sample weight 0."""
-    if t.s is None:
-        return t.ignored
-    return t.s == 0 if t.ignored is None else t.ignored | (t.s == 0)
+def weightless(xp, t):
+    """Rows that no sample weight can bring back: ignored, or of no class weight."""
+    rows = t.weight == 0 if t.bad is None else (t.weight == 0) & ~t.bad
+    return rows if t.ignored is None else rows | t.ignored
 
 
 def cross_entropy_jvp(call, xp, y, tangents, x, labels, *, compute, dtype, **options):
@@ -790,10 +790,9 @@ def cross_entropy_jvp(call, xp, y, tangents, x, labels, *, compute, dtype, **opt
         da = da + xp.where(still, zero, p.dlse) * shift
     db = zero
     smooth = options["label_smoothing"]
-    gone = gone_rows(t)
 
     def counted(row):
-        return row if gone is None else xp.where(gone, zero, row)
+        return xp.where(t.dropped, zero, row)
 
     if "labels" in tangents:
         dy = cast(xp, tangents["labels"], compute)
@@ -810,8 +809,8 @@ def cross_entropy_jvp(call, xp, y, tangents, x, labels, *, compute, dtype, **opt
         da, db = t.s * da, t.s * db
     if "sample_weight" in tangents:
         ds = cast(xp, tangents["sample_weight"], compute)
-        live = p.loss if t.ignored is None else xp.where(t.ignored, zero, p.loss)
-        da, db = da + ds * live, db + ds * t.weight
+        out = weightless(xp, t)
+        da, db = da + ds * xp.where(out, zero, p.loss), db + ds * xp.where(out, zero, t.weight)
     if reduction == "none":
         return cast(xp, drop(xp, da, axis), dtype)
     everything = tuple(range(x.ndim))

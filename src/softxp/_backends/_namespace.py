@@ -36,7 +36,7 @@ def blocked(add: Callable[..., Any], reshape: Callable[..., Any]) -> Callable[..
 # Every function that a formula may use: what a namespace must offer to be served.
 USED = [
     "abs", "arange", "asarray", "astype", "bool", "concat", "exp", "expand_dims", "expm1", "flip", "float32",
-    "float64", "full_like", "isfinite", "log", "log1p", "max", "maximum", "minimum", "ones_like",
+    "float64", "full_like", "int64", "isfinite", "log", "log1p", "max", "maximum", "minimum", "ones_like",
     "permute_dims", "reshape", "sign", "squeeze", "stack", "sum", "tanh", "where", "zeros_like",
 ]  # fmt: skip
 
