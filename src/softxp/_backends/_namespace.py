@@ -2,6 +2,8 @@
 
 Libraries that add an axis one element after the other lose a digit for every hundred terms or so. Where we do not know
 how a library adds, rows longer than a block are added block by block, and the blocks' sums likewise.
+
+And log1p and expm1 for libraries whose own round small arguments away.
 """
 
 from collections.abc import Callable
@@ -52,3 +54,20 @@ def careful(xp: Any, **instead: Any) -> SimpleNamespace:
         names["bfloat16"] = xp.bfloat16
     names["sum"] = blocked(xp.sum, xp.reshape)
     return SimpleNamespace(**{**names, **instead})
+
+
+def log1p(xp: Any, x: Any) -> Any:
+    """log(1 + x), by the rounding error of 1 + x (Goldberg 1991, doi:10.1145/103162.103163, theorem 4)."""
+    u = 1 + x
+    same = (u == 1) | (u == float("inf"))
+    log = xp.log(xp.where(same, xp.ones_like(u), u))
+    return xp.where(same, x, log * (x / xp.where(same, xp.ones_like(u), u - 1)))
+
+
+def expm1(xp: Any, x: Any) -> Any:
+    """exp(x) - 1, by the rounding error of exp(x) (Higham 2002, Accuracy and Stability, section 1.14.1)."""
+    u = xp.exp(x)
+    v = u - 1
+    near = (u == 1) | (v == -1) | (u == float("inf"))
+    log = xp.log(xp.where(near, xp.full_like(u, 2.0), u))
+    return xp.where(u == 1, x, xp.where(near, v, v * (x / log)))
