@@ -43,35 +43,37 @@ _f32, _f64, _ndarray = np.dtype(np.float32), np.dtype(np.float64), np.ndarray
 def _softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any:
     """five passes (contiguous plain rows)"""
     if (
-        x.__class__ is not _ndarray
-        or where is not None
+        where is not None
         or dtype is not None
-        or axis.__class__ is not int
         or temperature.__class__ is not float
         or temperature != 1.0
+        or x.__class__ is not _ndarray
+        or axis.__class__ is not int
     ):
         return NotImplemented
-    rank, kind = x.ndim, x.dtype
-    if (axis != -1 and axis != rank - 1) or not x.size or not rank or x.strides[-1] != x.itemsize:
+    shape, kind = x.shape, x.dtype
+    if not shape or not shape[-1] or (axis != -1 and axis != len(shape) - 1):
         return NotImplemented
     scratch = narrow = None
     if kind is _f32:
-        if x.shape[-1] > _SHORT:
+        if shape[-1] > _SHORT:
             x, narrow = x.astype(_f64), kind
             scratch = x
     elif kind is not _f64:
         return NotImplemented
     # a row with an infinity, or with nothing in it, is NaN throughout: its first entry tells, and the formula serves it
-    if rank == 1:
+    if len(shape) == 1:
         y = _subtract(x, _maximum(x), scratch)
         _exp(y, y)
         _divide(y, _add(y), y)
         first = y.item(0)
-    else:
+    elif x.strides[-1] == x.itemsize and x.size:
         y = _subtract(x, _maximum(x, -1, None, None, True), scratch)
         _exp(y, y)
         _divide(y, _add(y, -1, None, None, True), y)
         first = _add(y[..., 0], None)
+    else:
+        return NotImplemented
     if first != first:
         return NotImplemented
     return y if narrow is None else y.astype(narrow)
