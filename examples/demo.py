@@ -6,6 +6,7 @@ where they are installed. Ends with an error if any number it prints is not the 
 
 import sys
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from importlib.util import find_spec
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -152,9 +153,7 @@ def _jax() -> Library:
 
 
 def _dask() -> Library:
-    import dask
-    import dask.array as da
-
+    dask, da = import_module("dask"), import_module("dask.array")
     return Library(
         lambda x: da.from_array(x, chunks=(450, *x.shape[1:])),
         ready=lambda fn: lambda *arrays: dask.persist(*fn(*arrays)),
@@ -210,8 +209,11 @@ LIBRARIES: dict[str, tuple[str, str, Callable[[], Library]]] = {
 
 
 def everywhere() -> None:
-    X, labels = load_digits(return_X_y=True)
-    X, X_test, labels, labels_test = train_test_split(X / 16, labels, test_size=0.25, random_state=0, stratify=labels)
+    digits: Any = load_digits()
+    split: Any = train_test_split(
+        digits.data / 16, digits.target, test_size=0.25, random_state=0, stratify=digits.target
+    )
+    X, X_test, labels, labels_test = split
     mean = X.mean(axis=0)
     X, X_test = X - mean, X_test - mean  # a long common direction would ask for smaller steps, and more of them
     start = np.zeros((X.shape[1], 10)), np.zeros(10)

@@ -209,9 +209,7 @@ def _jitted_jvp(fn: Any, arrays: Any, options: Any, tangent: Any) -> Any:
 
 
 def _dask_from(a: Any) -> Any:
-    import dask.array as da
-
-    return da.from_array(a, chunks=tuple(max(1, -(-n // 3)) for n in a.shape))
+    return _module("dask.array").from_array(a, chunks=tuple(max(1, -(-n // 3)) for n in a.shape))
 
 
 def _dask_compute(a: Any) -> Any:
@@ -226,9 +224,7 @@ def _lazily(act: Callable[..., Any]) -> Callable[..., Any]:
         raise AssertionError("a lazy array was computed")
 
     def run(*args: Any) -> Any:
-        import dask
-
-        with dask.config.set(scheduler=refuse):
+        with _module("dask").config.set(scheduler=refuse):
             return act(*args)
 
     return run

@@ -3,10 +3,12 @@
 from typing import Any
 
 import cupy as cp
-from array_api_compat import cupy as compat
+from array_api_compat import cupy
 
 from . import Backend
 from ._namespace import careful
+
+compat: Any = cupy
 
 
 def _put(value: Any, like: Any) -> Any:

@@ -44,7 +44,8 @@ def _lift(op: Op, xp: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 def _double(x: Any) -> bool:
-    return bool(jax.config.jax_enable_x64) and jax.default_backend() == "cpu"
+    config: Any = jax.config
+    return bool(config.jax_enable_x64) and jax.default_backend() == "cpu"
 
 
 BACKEND = Backend(
