@@ -217,8 +217,8 @@ def log_softmax(xp, x, *, axis, where=None, temperature=1.0, dtype, compute):
     return cast(xp, s.d - xp.log1p(s.r), dtype)
 
 
-def softmax_derivative(xp, p, v, axis):
-    """(diag(p) - p pᵀ) v, its own transpose, written Sᵀ (diag(p) - p pᵀ) S so that a library that transposes these very
+def softmax_derivative(xp, p, v, axis, t=1.0):
+    """(diag(p) - p pᵀ) v / t, its own transpose, written Sᵀ (diag(p) - p pᵀ) S so that a library that transposes these very
     lines keeps their care.
 
     S takes v's mean over the row's maxima away, and leaves exactly 0 at an entry with p > 1/2: a constant added to v
@@ -229,7 +229,7 @@ def softmax_derivative(xp, p, v, axis):
     count = total(xp, cast(xp, top, p.dtype), axis)
     count = xp.maximum(count, xp.ones_like(count))
     v = xp.where(lone, zero, v - total(xp, xp.where(top, v, zero), axis) / count)
-    g = p * (v - total(xp, p * v, axis))
+    g = p * (v - total(xp, p * v, axis)) / t
     s = total(xp, xp.where(lone, zero, g), axis)
     return xp.where(lone, -s, g - xp.where(top, s / count, zero))
 
@@ -257,8 +257,8 @@ def softmax_vjp(call, xp, ct, y, wanted, x, *, axis, where=None, temperature=1.0
 
 def softmax_jvp(call, xp, y, tangents, x, *, axis, where=None, temperature=1.0, dtype, compute):
     p = probabilities(call, xp, y, x, axis, where, temperature, compute)
-    dz, _, frozen = from_inputs(xp, tangents, x, None, axis, where, temperature, compute)
-    dy = softmax_derivative(xp, p, dz, axis)
+    dz, t, _, frozen = from_inputs(xp, tangents, x, None, axis, where, temperature, compute)
+    dy = softmax_derivative(xp, p, dz, axis, t)
     return cast(xp, xp.where(frozen, xp.zeros_like(dy), dy), dtype)
 
 
@@ -279,11 +279,11 @@ def log_softmax_vjp(call, xp, ct, y, wanted, x, *, axis, where=None, temperature
 
 def log_softmax_jvp(call, xp, y, tangents, x, *, axis, where=None, temperature=1.0, dtype, compute):
     p = call("softmax", x=x, axis=axis, where=where, temperature=temperature, dtype=compute, compute=compute)
-    dz, _, frozen = from_inputs(xp, tangents, x, None, axis, where, temperature, compute)
+    dz, t, _, frozen = from_inputs(xp, tangents, x, None, axis, where, temperature, compute)
     zero = xp.zeros_like(dz)
     lone = p > 0.5  # beside it every dz counts from its own, as in softmax_derivative
     dz = xp.where(lone, zero, dz - total(xp, xp.where(lone, dz, zero), axis))
-    dy = dz - total(xp, p * dz, axis)
+    dy = (dz - total(xp, p * dz, axis)) / t
     return cast(xp, xp.where(frozen | (y == -INF), zero, dy), dtype)
 
 
@@ -345,7 +345,10 @@ def to_inputs(xp, gz, row_sum, wanted, x, softcap, axis, where, temperature, com
 
 
 def from_inputs(xp, tangents, x, softcap, axis, where, temperature, compute):
-    """Push tangents of {x, temperature} forward to z: dz less a row constant, that constant, and the frozen rows."""
+    """Push tangents of {x, temperature} forward to z: t dz less a row constant, t, that constant, and the frozen rows.
+
+    The caller divides by t when the differences within a row are taken: rounding before would show in them.
+    """
     u, centre, t, frozen = scores(xp, x, softcap, axis, where, temperature, compute)
     zero = xp.zeros_like(u)
     dz, shift = zero, xp.zeros_like(centre)
@@ -353,13 +356,12 @@ def from_inputs(xp, tangents, x, softcap, axis, where, temperature, compute):
         dx = cast(xp, tangents["x"], compute)
         if softcap is not None:
             dx = dx * cap_slope(xp, cast(xp, x, compute), softcap)
-        dx = dx / t
         dz = dz + (dx if where is None else xp.where(where, dx, zero))
     if "temperature" in tangents:
-        dt = cast(xp, tangents["temperature"], compute) / t / t
+        dt = cast(xp, tangents["temperature"], compute) / t
         dz = dz - xp.where(xp.isfinite(u), u - centre, zero) * dt
-        shift = shift - centre * dt
-    return dz, shift, frozen
+        shift = shift - centre * dt / t
+    return dz, t, shift, frozen
 
 
 # --- logsumexp, logmeanexp -------------------------------------------------------------------------------------------
@@ -781,11 +783,11 @@ def cross_entropy_jvp(call, xp, y, tangents, x, labels, *, compute, dtype, **opt
     p = loss_parts(call, xp, x, labels, compute=compute, **options)
     t, axis, reduction = p.t, options["axis"], options["reduction"]
     zero = xp.zeros_like(p.loss)
-    dz, shift, frozen = from_inputs(
+    dz, divide_by, shift, frozen = from_inputs(
         xp, tangents, x, options["softcap"], axis, options["where"], options["temperature"], compute
     )
     still = frozen | t.dropped  # masked before the product: transposed, 0 · NaN would come back
-    da = total(xp, xp.where(still, xp.zeros_like(p.gz), p.gz) * dz, axis)
+    da = total(xp, xp.where(still, xp.zeros_like(p.gz), p.gz) * dz, axis) / divide_by
     if p.dlse is not None:
         da = da + xp.where(still, zero, p.dlse) * shift
     db = zero
