@@ -11,7 +11,6 @@ import pytest
 from . import targets as known
 from .targets import TARGETS, Target
 
-ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 CHOSEN: pytest.StashKey[list[Target]] = pytest.StashKey()
 
 
@@ -67,10 +66,6 @@ def _chosen(config: pytest.Config) -> list[Target]:
     return config.stash[CHOSEN]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = []
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`target` runs over the chosen targets, `dtype` over each target's dtypes."""
     if "target" not in metafunc.fixturenames:
@@ -110,10 +105,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Any:
     """record(function=..., input=..., worst=..., bound=...): one row of the report."""
-    rows = request.config.stash[ROWS]
 
     def add(**row: Any) -> None:
-        rows.append(row)
         request.node.user_properties.append(("softxp", row))
 
     return add

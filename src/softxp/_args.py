@@ -34,11 +34,11 @@ def known(size: Any) -> bool:
 # --- arrays ----------------------------------------------------------------------------------------------------------
 
 
-def array(backend: Any, name: str, x: Any, also: tuple[str, ...] = ()) -> Any:
-    """x as an array of real numbers of this backend, integers as the default float; `also`: further dtypes to let by."""
+def array(backend: Any, name: str, x: Any) -> Any:
+    """x as an array of real numbers of this backend, integers as the default float."""
     x = backend.adopt(x)
     kind = dtype_name(x.dtype)
-    if kind in FLOATS or kind in also:
+    if kind in FLOATS:
         return x
     if kind in SIGNED or kind in UNSIGNED:
         return backend.xp.astype(x, backend.default_float(x))

@@ -589,8 +589,8 @@ class Targets(NamedTuple):
     weight: Any  # row: Σ_c w_c y_c, the weight of the row in a mean
     s: Any  # row: sample weight; None without
     bad: Any  # row: the label is outside the row; None for soft labels
-    ignored: Any  # row: bool; None where no row can be ignored
-    dropped: Any  # row: counts for nothing: ignored, or of weight 0
+    weightless: Any  # row: no sample weight can bring it back: ignored, or of no class weight
+    dropped: Any  # row: counts for nothing: weightless, or of sample weight 0
 
 
 def targets(
@@ -620,14 +620,13 @@ def targets(
         q = (1 - label_smoothing) * q + label_smoothing * share
     q = q if w is None else q * w
     s = None if sample_weight is None else cast(xp, sample_weight, compute)
-    dropped = weight == 0
+    weightless = weight == 0
     if bad is not None:
-        dropped = dropped & ~bad
+        weightless = weightless & ~bad
     if ignored is not None:
-        dropped = dropped | ignored
-    if s is not None:
-        dropped = dropped | (s == 0)
-    return Targets(y, share, w, q, weight, s, bad, ignored, dropped)
+        weightless = weightless | ignored
+    dropped = weightless if s is None else weightless | (s == 0)
+    return Targets(y, share, w, q, weight, s, bad, weightless, dropped)
 
 
 def row_losses(xp, t, logp_part, lse, z_loss, axis):
@@ -761,7 +760,7 @@ def cross_entropy_vjp(call, xp, ct, y, wanted, x, labels, *, compute, dtype, **o
         out["class_weight"] = sum_like(xp, xp.where(t.dropped, xp.zeros_like(gw), gw), options["class_weight"])
     if "sample_weight" in wanted:
         gs = alpha * p.loss if beta is None else alpha * p.loss + beta * t.weight
-        gs = xp.where(weightless(xp, t), zero, gs)
+        gs = xp.where(t.weightless, zero, gs)
         out["sample_weight"] = sum_like(xp, gs, options["sample_weight"])
     if "normalizer" in wanted:
         gn = -ct * drop(xp, p.numerator / (p.norm * p.norm), tuple(range(x.ndim)))
@@ -771,12 +770,6 @@ def cross_entropy_vjp(call, xp, ct, y, wanted, x, labels, *, compute, dtype, **o
 
 def smoothed(t, label_smoothing):
     return t.y if t.share is None else (1 - label_smoothing) * t.y + label_smoothing * t.share
-
-
-def weightless(xp, t):
-    """Rows that no sample weight can bring back: ignored, or of no class weight."""
-    rows = t.weight == 0 if t.bad is None else (t.weight == 0) & ~t.bad
-    return rows if t.ignored is None else rows | t.ignored
 
 
 def cross_entropy_jvp(call, xp, y, tangents, x, labels, *, compute, dtype, **options):
@@ -811,8 +804,8 @@ def cross_entropy_jvp(call, xp, y, tangents, x, labels, *, compute, dtype, **opt
         da, db = t.s * da, t.s * db
     if "sample_weight" in tangents:
         ds = cast(xp, tangents["sample_weight"], compute)
-        out = weightless(xp, t)
-        da, db = da + ds * xp.where(out, zero, p.loss), db + ds * xp.where(out, zero, t.weight)
+        da = da + ds * xp.where(t.weightless, zero, p.loss)
+        db = db + ds * xp.where(t.weightless, zero, t.weight)
     if reduction == "none":
         return cast(xp, drop(xp, da, axis), dtype)
     everything = tuple(range(x.ndim))

@@ -27,7 +27,6 @@ class _Call:
         bound.apply_defaults()
         self.op: Op = op
         self.backend: Backend = find(arrays[0])
-        self.given = arrays
         self.values = op.prepare(self.backend, *bound.arguments.values())
         # the positional arrays as the rules name them; integer labels have no derivative
         names = ("x", "labels")[: len(arrays)]

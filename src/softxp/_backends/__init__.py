@@ -122,15 +122,19 @@ def _load(x: Any, name: str) -> Backend:
 _BY_NAMESPACE: dict[Any, Backend] = {}
 
 
-def of_namespace(xp: Any, **more: Any) -> Backend:
-    """A backend for a conforming namespace we do not know by name."""
+def of_namespace(xp: Any) -> Backend:
+    """The backend of a conforming namespace we do not know by name."""
     known = _BY_NAMESPACE.get(xp)
     if known is None:
-        from ._namespace import careful
-
-        name = getattr(xp, "__name__", type(xp).__name__)
-        known = _BY_NAMESPACE[xp] = Backend(name=name, xp=careful(xp), device=_device, **more)
+        known = _BY_NAMESPACE[xp] = _conforming(xp)
     return known
+
+
+def _conforming(xp: Any, name: str | None = None, **how: Any) -> Backend:
+    from ._namespace import careful
+
+    name = str(name or getattr(xp, "__name__", type(xp).__name__))
+    return Backend(name=name, xp=careful(xp), **{"device": _device, **how})
 
 
 def _device(x: Any) -> Any:
@@ -176,7 +180,4 @@ def register(array_type: type, /, *, namespace: Any, name: str | None = None, **
     words = {"kernels", "lift", "double", "look", "device", "put", "arange", "guard"}
     if not words >= set(how):
         raise TypeError(f"register knows {sorted(words)}, got {sorted(set(how) - words)}.")
-    from ._namespace import careful
-
-    name = str(name or getattr(namespace, "__name__", type(namespace).__name__))
-    _BY_TYPE[array_type] = Backend(name=name, xp=careful(namespace), **{"device": _device, **how})
+    _BY_TYPE[array_type] = _conforming(namespace, name, **how)
