@@ -65,11 +65,19 @@ def _sum(x: Any, *, axis: Any, keepdims: bool = False) -> Any:
     return da.reduction(x, _sum_of_chunk, _sum_of_chunk, axis=axis, keepdims=keepdims, dtype=x.dtype)
 
 
+def _max_of_chunk(x: Any, axis: Any, keepdims: bool) -> Any:
+    return np.max(x, axis=axis, keepdims=keepdims, initial=-np.inf)  # a chunk may be empty, where da.max raises
+
+
+def _max(x: Any, *, axis: Any, keepdims: bool = False) -> Any:
+    return da.reduction(x, _max_of_chunk, _max_of_chunk, axis=axis, keepdims=keepdims, dtype=x.dtype)
+
+
 def _expand_dims(x: Any, *, axis: int) -> Any:
     return x[(*(slice(None),) * axis, None)]  # da.expand_dims reshapes, which sizes not known yet refuse
 
 
-XP = careful(compat, sum=_sum, fold_rows=_fold_rows, expand_dims=_expand_dims)
+XP = careful(compat, sum=_sum, max=_max, fold_rows=_fold_rows, expand_dims=_expand_dims)
 
 BACKEND = Backend(
     name="dask",
