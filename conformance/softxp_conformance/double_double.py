@@ -5,6 +5,7 @@ Source: Dekker 1971, doi:10.1007/BF01397083; Hida, Li & Bailey 2001, doi:10.1109
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class DD:
     """An array of double-doubles, hi + lo."""
 
     __slots__ = ("hi", "lo")
+    __array_ufunc__ = None  # a numpy array on the left leaves the operator to us
 
     def __init__(self, hi: Any, lo: Any = 0.0) -> None:
         self.hi = np.asarray(hi, dtype=np.float64)
@@ -82,11 +84,71 @@ class DD:
         return _dd(other) / self
 
     def __getitem__(self, key: Any) -> DD:
-        return DD(self.hi[key], self.lo[key])
+        return self.mapped(lambda part: part[key])
+
+    def mapped(self, f: Callable[[Any], Any]) -> DD:
+        """f, which moves numbers and changes none, on each part."""
+        return DD(f(self.hi), f(self.lo))
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.hi.shape
+
+    def total(self) -> DD:
+        """Sum along the last axis, keeping it with size 1: pairwise, so the error does not grow with the row."""
+        x = self
+        plain = np.sum(np.where(np.isfinite(x.hi), 0.0, x.hi), -1, keepdims=True)  # infinities and NaN add as they do
+        if not np.isfinite(plain).all():
+            return where(np.isfinite(plain), where(np.isfinite(x.hi), x, 0.0).total(), plain)
+        if x.shape[-1] == 0:
+            return DD(np.zeros((*x.shape[:-1], 1)))
+        while (n := x.shape[-1]) > 1:
+            half = n // 2
+            y = x[..., :half] + x[..., half : 2 * half]
+            if n % 2:
+                y = DD(np.concatenate([y.hi, x.hi[..., -1:]], -1), np.concatenate([y.lo, x.lo[..., -1:]], -1))
+            x = y
+        return x
+
+    def exp(self) -> DD:
+        """exp of numbers up to 700; 0 from -800 on."""
+        x = self
+        near = DD(np.clip(np.where(np.isnan(x.hi), 0.0, x.hi), -800.0, 700.0), np.where(np.abs(x.hi) < 800, x.lo, 0.0))
+        k = np.rint(near.hi / LN2[0])
+        r = near - DD(*_two_product(k, LN2[0])) - DD(*_two_product(k, LN2[1])) - k * LN2[2]
+        y = _expm1_small(r) + 1.0
+        k = k.astype(np.int64)
+        out = DD(np.ldexp(y.hi, k), np.ldexp(y.lo, k))
+        return where(np.isnan(x.hi), np.nan, where(x.hi <= -800, 0.0, out))
+
+    def expm1(self) -> DD:
+        """exp(x) - 1, exact to relative 1e-25 however small x is."""
+        small = np.abs(self.hi) < 0.3
+        return where(small, _expm1_small(where(small, self, 0.0)), self.exp() - 1.0)
+
+    def log(self) -> DD:
+        """log of positive numbers, absolute error about 1e-32."""
+        first = np.log(self.hi)
+        t = self * DD(-first).exp() - 1.0
+        return t - t * t * 0.5 + t * t * t / 3.0 + first
+
+    def log1p(self) -> DD:
+        """log(1 + r) for r > -1, exact to relative 1e-25 however small r is."""
+        r = self
+        series = r * (1.0 - r * (0.5 - r * (1 / _dd(3.0) - r * (0.25 - r * (0.2 - r * (1 / _dd(6.0)))))))
+        tiny = np.abs(r.hi) < 1e-6
+        return where(tiny, series, where(tiny, 1.0, r + 1.0).log())
+
+    def tanh(self) -> DD:
+        """tanh by exp(-2|x|); for |x| of ordinary size."""
+        e = (where(self.hi < 0, -self, self) * -2.0).exp()
+        t = (1.0 - e) / (e + 1.0)
+        return where(self.hi < 0, -t, t)
+
+    def sqrt(self) -> DD:
+        """Square root of numbers of at least 0, by one Newton step."""
+        first = np.sqrt(self.hi)
+        return where(first == 0, 0.0, (self / np.where(first == 0, 1.0, first) + first) * 0.5)
 
 
 def _dd(x: Any) -> DD:
@@ -98,27 +160,7 @@ def where(condition: Any, a: Any, b: Any) -> DD:
     return DD(np.where(condition, a.hi, b.hi), np.where(condition, a.lo, b.lo))
 
 
-def absolute(x: DD) -> DD:
-    return where(x.hi < 0, -x, x)
-
-
-def total(x: DD) -> DD:
-    """Sum along the last axis, keeping it with size 1: pairwise, so the error does not grow with the row."""
-    plain = np.sum(np.where(np.isfinite(x.hi), 0.0, x.hi), -1, keepdims=True)  # infinities and NaN add as they do
-    if not np.isfinite(plain).all():
-        return where(np.isfinite(plain), total(where(np.isfinite(x.hi), x, 0.0)), plain)
-    if x.shape[-1] == 0:
-        return DD(np.zeros((*x.shape[:-1], 1)))
-    while (n := x.shape[-1]) > 1:
-        half = n // 2
-        y = x[..., :half] + x[..., half : 2 * half]
-        if n % 2:
-            y = DD(np.concatenate([y.hi, x.hi[..., -1:]], -1), np.concatenate([y.lo, x.lo[..., -1:]], -1))
-        x = y
-    return x
-
-
-def expm1_small(r: DD) -> DD:
+def _expm1_small(r: DD) -> DD:
     """exp(r) - 1 for |r| up to 0.35."""
     r = r * (1 / 256)
     y = r * (1 / 3628800)
@@ -127,35 +169,3 @@ def expm1_small(r: DD) -> DD:
     for _ in range(8):
         y = y * 2.0 + y * y
     return y
-
-
-def exp(x: DD) -> DD:
-    """exp of numbers up to 700; 0 from -800 on."""
-    near = DD(np.clip(np.where(np.isnan(x.hi), 0.0, x.hi), -800.0, 700.0), np.where(np.abs(x.hi) < 800, x.lo, 0.0))
-    k = np.rint(near.hi / LN2[0])
-    r = near - DD(*_two_product(k, LN2[0])) - DD(*_two_product(k, LN2[1])) - k * LN2[2]
-    y = expm1_small(r) + 1.0
-    k = k.astype(np.int64)
-    out = DD(np.ldexp(y.hi, k), np.ldexp(y.lo, k))
-    return where(np.isnan(x.hi), np.nan, where(x.hi <= -800, 0.0, out))
-
-
-def log(y: DD) -> DD:
-    """log of positive numbers, absolute error about 1e-32."""
-    first = np.log(y.hi)
-    t = y * exp(DD(-first)) - 1.0
-    return t - t * t * 0.5 + t * t * t / 3.0 + first
-
-
-def log1p(r: DD) -> DD:
-    """log(1 + r) for r >= 0, exact to relative 1e-25 however small r is."""
-    series = r * (1.0 - r * (0.5 - r * (1 / _dd(3.0) - r * (0.25 - r * (0.2 - r * (1 / _dd(6.0)))))))
-    tiny = r.hi < 1e-6
-    return where(tiny, series, log(where(tiny, 1.0, r + 1.0)))
-
-
-def tanh(x: DD) -> DD:
-    """tanh by exp(-2|x|); for |x| of ordinary size."""
-    e = exp(absolute(x) * -2.0)
-    t = (1.0 - e) / (e + 1.0)
-    return where(x.hi < 0, -t, t)

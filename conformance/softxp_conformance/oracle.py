@@ -1,4 +1,4 @@
-"""The truth, from the definitions, in double-double: 32 digits, for rows of any length.
+"""The truth, from the definitions: in fifty digits for short rows, in double-double (32 digits) for long ones.
 
 Never imports softxp. Every function takes rows, float64 arrays (rows, n) that hold numbers already rounded to the dtype
 under test, and answers a `Truth`. The corners are decided here row by row and in words, apart from any formula.
@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from . import double_double as dd
-from .double_double import DD
+from . import precise as num
+from .precise import Number, number
 
 INF, NAN = float("inf"), float("nan")
 quiet = np.errstate(all="ignore")
@@ -18,7 +18,7 @@ quiet = np.errstate(all="ignore")
 
 @dataclass
 class Truth:
-    value: DD
+    value: Number
     scale: Any = 0.0  # where terms of this size cancel to a smaller value, error is counted in ulp of their size
     gap: Any = 0.0  # |x - max| / T, which softmax's first bound grows with
     sign: Any = None
@@ -28,40 +28,40 @@ class Truth:
 class Row:
     """Rows taken apart: who takes part in the softmax, and the pieces it is made of."""
 
-    x: DD
-    m: DD  # (rows, 1) maximum
+    x: Number
+    m: Number  # (rows, 1) maximum
     first: Any  # bool: one maximum of each row
     part: Any  # bool: entries with a share in the mass
-    d: DD  # (x - m) / T; 0 where the mass is shared equally
-    e: DD
-    r: DD  # (rows, 1) sum of e but for one maximum
+    d: Number  # (x - m) / T; 0 where the mass is shared equally
+    e: Number
+    r: Number  # (rows, 1) sum of e but for one maximum
     frozen: Any  # (rows, 1) bool: the answer does not change with x
     broken: Any  # (rows, 1) bool: a NaN, or an invalid temperature
     empty: Any  # (rows, 1) bool
     t: Any
 
-    def log(self) -> DD:
-        return dd.log1p(self.r)
+    def log(self) -> Number:
+        return num.log1p(self.r)
 
-    def p(self) -> DD:
-        p = dd.where(self.part, self.e / (self.r + 1.0), 0.0)
-        return dd.where(self.broken, NAN, p)
+    def p(self) -> Number:
+        p = num.where(self.part, self.e / (self.r + 1.0), 0.0)
+        return num.where(self.broken, NAN, p)
 
-    def not_p(self) -> DD:
+    def not_p(self) -> Number:
         """1 - p, exact where p is near 1."""
         p = self.p()
-        return dd.where(self.first, self.r / (self.r + 1.0), 1.0 - p)
+        return num.where(self.first, self.r / (self.r + 1.0), 1.0 - p)
 
-    def logp(self) -> DD:
-        value = dd.where(self.part, self.d - self.log(), -INF)
-        return dd.where(self.broken, NAN, value)
+    def logp(self) -> Number:
+        value = num.where(self.part, self.d - self.log(), -INF)
+        return num.where(self.broken, NAN, value)
 
     def gap(self) -> Any:
         return np.where(np.isfinite(self.d.hi), np.abs(self.d.hi), 0.0)
 
 
 def take_apart(x: Any, where: Any = None, temperature: Any = 1.0) -> Row:
-    x = x if isinstance(x, DD) else DD(x)
+    x = number(x)
     where = np.ones(x.shape, bool) if where is None else np.broadcast_to(where, x.shape)
     given = t = np.broadcast_to(np.asarray(temperature, float), (x.shape[0], 1))
     nan = (where & np.isnan(x.hi)).any(-1, keepdims=True)
@@ -78,17 +78,17 @@ def take_apart(x: Any, where: Any = None, temperature: Any = 1.0) -> Row:
     if x.shape[1]:
         np.put_along_axis(first, np.argmax(np.where(part, x.hi, -INF), -1)[:, None], True, -1)
     first &= part
-    pick = dd.total(dd.where(first, x, 0.0))
+    pick = num.total(num.where(first, x, 0.0))
     finite = np.isfinite(x.hi) & part
-    d = dd.where(finite, x, 0.0) - dd.where(np.isfinite(pick.hi), pick, 0.0)
+    d = num.where(finite, x, 0.0) - num.where(np.isfinite(pick.hi), pick, 0.0)
     t = np.where((t > 0) & (t < INF), t, 1.0)
     far = np.abs(d.hi) > 1e290  # beyond what double-double can divide; its exponential is 0 anyway
-    d = dd.where(far, d.hi / t, dd.where(far, 0.0, d) / t)
-    d = dd.where(equal | first, 0.0, dd.where(part, d, -INF))
-    e = dd.where(part, dd.exp(d), 0.0)
-    r = dd.total(dd.where(first, 0.0, e))
+    d = num.where(far, d.hi / t, num.where(far, 0.0, d) / t)
+    d = num.where(equal | first, 0.0, num.where(part, d, -INF))
+    e = num.where(part, num.exp(d), 0.0)
+    r = num.total(num.where(first, 0.0, e))
     frozen = (equal | empty) & ~broken
-    return Row(x, DD(m), first, part, d, e, r, frozen, broken, empty, given)
+    return Row(x, number(m), first, part, d, e, r, frozen, broken, empty, given)
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -105,9 +105,9 @@ def log_softmax(x: Any, *, where: Any = None, temperature: Any = 1.0) -> Truth:
     return Truth(take_apart(x, where, temperature).logp())
 
 
-def _lse(row: Row) -> DD:
-    value = dd.where(np.isfinite(row.m.hi), row.m + row.log(), row.m)
-    return dd.where(row.broken, NAN, value)
+def _lse(row: Row) -> Number:
+    value = num.where(np.isfinite(row.m.hi), row.m + row.log(), row.m)
+    return num.where(row.broken, NAN, value)
 
 
 @quiet
@@ -119,12 +119,12 @@ def logsumexp(x: Any, *, where: Any = None, b: Any = None, return_sign: bool = F
     b = np.broadcast_to(b, x.shape)
     where = (b != 0) if where is None else (b != 0) & where
     row = take_apart(x, where)
-    terms = dd.where(row.part, row.e * b, 0.0)
-    s, size = dd.total(terms), dd.total(dd.absolute(terms))
+    terms = num.where(row.part, row.e * b, 0.0)
+    s, size = num.total(terms), num.total(num.absolute(terms))
     sign = np.where(row.broken, NAN, np.where(row.empty, 0.0, np.sign(s.hi)))
-    log = dd.where(s.hi == 0, -INF, dd.log(dd.where(s.hi == 0, 1.0, dd.absolute(s))))
-    value = dd.where(row.empty, -INF, dd.where(np.isfinite(row.m.hi), row.m + log, row.m))
-    value = dd.where(row.broken | ((sign < 0) & (not return_sign)), NAN, value)
+    log = num.where(s.hi == 0, -INF, num.log(num.where(s.hi == 0, 1.0, num.absolute(s))))
+    value = num.where(row.empty, -INF, num.where(np.isfinite(row.m.hi), row.m + log, row.m))
+    value = num.where(row.broken | ((sign < 0) & (not return_sign)), NAN, value)
     with np.errstate(all="ignore"):
         lost = size.hi / np.abs(s.hi)  # how much of the sum's precision the signs cancel
         widest = np.max(np.where(row.part, np.abs(np.log(np.abs(np.where(b == 0, 1, b)))), 0), -1, keepdims=True)
@@ -136,10 +136,13 @@ def logsumexp(x: Any, *, where: Any = None, b: Any = None, return_sign: bool = F
 def logmeanexp(x: Any, *, where: Any = None) -> Truth:
     row = take_apart(x, where)
     count = np.broadcast_to(True if where is None else where, x.shape).sum(-1, keepdims=True)
-    mean = (row.r + 1.0) / np.maximum(count, 1).astype(float)
-    log = dd.log(mean)
-    value = dd.where(np.isfinite(row.m.hi), row.m + log, row.m)
-    return Truth(dd.where(row.broken, NAN, value), np.maximum(np.abs(row.m.hi), np.abs(log.hi)))
+    # Σ exp(d) / count - 1, from exp(d) - 1 so that numbers that hardly differ keep their difference
+    over = num.total(num.where(row.part, num.expm1(row.d), 0.0)) + (row.part.sum(-1, keepdims=True) - count).astype(
+        float
+    )
+    log = num.log1p(over / np.maximum(count, 1).astype(float))
+    value = num.where(np.isfinite(row.m.hi), row.m + log, row.m)
+    return Truth(num.where(row.broken, NAN, value), np.maximum(np.abs(row.m.hi), np.abs(log.hi)))
 
 
 def _prefixes(x: Any, reverse: bool) -> Row:
@@ -155,34 +158,30 @@ def logcumsumexp(x: Any, *, reverse: bool = False) -> Truth:
     if x.shape[1] <= 64:
         row = _prefixes(x, reverse)
         y, scale = _lse(row), np.maximum(np.abs(row.m.hi), row.log().hi)
-        return Truth(DD(y.hi.reshape(x.shape), y.lo.reshape(x.shape)), scale.reshape(x.shape))
-    # long rows, all finite: running sums of exp(x - max), doubled in reach until they span the row
+        return Truth(y.mapped(lambda a: a.reshape(x.shape)), scale.reshape(x.shape))
+    # long rows, all finite
     z = x[:, ::-1] if reverse else x
     m = z.max(-1, keepdims=True)
-    s, step = dd.exp(DD(z) - m), 1
-    while step < z.shape[1]:
-        reach = s[:, step:] + s[:, :-step]
-        s = DD(np.concatenate([s.hi[:, :step], reach.hi], 1), np.concatenate([s.lo[:, :step], reach.lo], 1))
-        step *= 2
-    y = dd.log(s) + m
-    return Truth(y[:, ::-1] if reverse else y, np.abs(m) + np.abs(dd.log(s).hi[:, :: -1 if reverse else 1]))
+    s = num.cumulative(num.exp(number(z) - m))
+    y = num.log(s) + m
+    return Truth(y[:, ::-1] if reverse else y, np.abs(m) + np.abs(num.log(s).hi[:, :: -1 if reverse else 1]))
 
 
 # --- derivatives: (cotangent or tangent) v -> product with the Jacobian or its transpose ------------------------------
 
 
-def _settle(row: Row, g: DD, where: Any = None) -> DD:
-    g = dd.where(row.frozen, 0.0, g)
-    g = dd.where(row.broken, NAN, g)
-    return g if where is None else dd.where(where, g, 0.0)
+def _settle(row: Row, g: Number, where: Any = None) -> Number:
+    g = num.where(row.frozen, 0.0, g)
+    g = num.where(row.broken, NAN, g)
+    return g if where is None else num.where(where, g, 0.0)
 
 
-def _softmax_product(row: Row, v: Any) -> tuple[DD, DD]:
+def _softmax_product(row: Row, v: Any) -> tuple[Number, Number]:
     """p (v - Σ p v), taking v at the first maximum as 0, and the size of its terms."""
     p = row.p()
-    v = DD(v) - dd.total(dd.where(row.first, DD(v), 0.0))
-    size = p * (dd.absolute(v) + dd.total(p * dd.absolute(v)))
-    return p * (v - dd.total(p * v)), size
+    v = number(v) - num.total(num.where(row.first, number(v), 0.0))
+    size = p * (num.absolute(v) + num.total(p * num.absolute(v)))
+    return p * (v - num.total(p * v)), size
 
 
 @quiet
@@ -197,48 +196,48 @@ def softmax_vjp(x: Any, ct: Any, *, where: Any = None, temperature: Any = 1.0) -
 def softmax_jvp(x: Any, v: Any, *, where: Any = None, temperature: Any = 1.0) -> Truth:
     """The Jacobian is symmetric; but an answer that is NaN moves by NaN, whether its entry takes part or not."""
     truth = softmax_vjp(x, v, where=where, temperature=temperature)
-    return Truth(dd.where(take_apart(x, where, temperature).broken, NAN, truth.value), truth.scale, truth.gap)
+    return Truth(num.where(take_apart(x, where, temperature).broken, NAN, truth.value), truth.scale, truth.gap)
 
 
 @quiet
 def log_softmax_vjp(x: Any, ct: Any, *, where: Any = None, temperature: Any = 1.0) -> Truth:
     row = take_apart(x, where, temperature)
-    g, size = _log_softmax_product(row, dd.where(row.part, DD(ct), 0.0))
+    g, size = _log_softmax_product(row, num.where(row.part, number(ct), 0.0))
     t = np.where(row.frozen, 1.0, row.t)
     return Truth(_settle(row, g / t, where), (size / t).hi, row.gap())
 
 
-def _log_softmax_product(row: Row, ct: DD) -> tuple[DD, DD]:
+def _log_softmax_product(row: Row, ct: Number) -> tuple[Number, Number]:
     """ct - p Σ ct = ct (1 - p) - p Σ(the others), and the size of its terms."""
     p, q = row.p(), row.not_p()
 
-    def others(v: DD) -> DD:
-        return dd.where(row.first, dd.total(dd.where(row.first, 0.0, v)), dd.total(v) - v)
+    def others(v: Number) -> Number:
+        return num.where(row.first, num.total(num.where(row.first, 0.0, v)), num.total(v) - v)
 
-    size = dd.absolute(ct)
+    size = num.absolute(ct)
     return ct * q - p * others(ct), size * q + p * others(size)
 
 
 @quiet
 def log_softmax_jvp(x: Any, v: Any, *, where: Any = None, temperature: Any = 1.0) -> Truth:
     row = take_apart(x, where, temperature)
-    v = DD(v) - dd.total(dd.where(row.first, DD(v), 0.0))
+    v = number(v) - num.total(num.where(row.first, number(v), 0.0))
     p, t = row.p(), np.where(row.frozen, 1.0, row.t)
-    g = (v - dd.total(p * v)) / t
-    size = (dd.absolute(v) + dd.total(p * dd.absolute(v))) / t
-    return Truth(_settle(row, dd.where(row.part, g, 0.0)), size.hi, row.gap())
+    g = (v - num.total(p * v)) / t
+    size = (num.absolute(v) + num.total(p * num.absolute(v))) / t
+    return Truth(_settle(row, num.where(row.part, g, 0.0)), size.hi, row.gap())
 
 
-def _weights(x: Any, where: Any, b: Any) -> tuple[Row, DD, Any]:
+def _weights(x: Any, where: Any, b: Any) -> tuple[Row, Number, Any]:
     if b is None:
         row = take_apart(x, where)
         return row, row.p(), 1.0
     b = np.broadcast_to(b, x.shape)
     row = take_apart(x, (b != 0) if where is None else (b != 0) & where)
-    terms = dd.where(row.part, row.e * b, 0.0)
-    s = dd.total(terms)
-    lost = dd.total(dd.absolute(terms)).hi / np.abs(s.hi)
-    return row, dd.where(row.broken, NAN, terms / s), lost
+    terms = num.where(row.part, row.e * b, 0.0)
+    s = num.total(terms)
+    lost = num.total(num.absolute(terms)).hi / np.abs(s.hi)
+    return row, num.where(row.broken, NAN, terms / s), lost
 
 
 @quiet
@@ -251,37 +250,111 @@ def logsumexp_vjp(x: Any, ct: Any, *, where: Any = None, b: Any = None, return_s
 @quiet
 def logsumexp_jvp(x: Any, v: Any, *, where: Any = None, b: Any = None, return_sign: bool = False) -> Truth:
     row, w, lost = _weights(x, where, b)
-    size = dd.total(dd.absolute(w * v)).hi
+    size = num.total(num.absolute(w * v)).hi
     gap = np.max(row.gap() + (0 if b is None else np.abs(row.m.hi)), -1, keepdims=True)
-    return Truth(_settle(row, dd.total(w * v)), size * lost, gap)
+    return Truth(_settle(row, num.total(w * v)), size * lost, gap)
 
 
 logmeanexp_vjp, logmeanexp_jvp = logsumexp_vjp, logsumexp_jvp
 
 
-def _prefix_weights(x: Any, reverse: bool) -> tuple[DD, Any]:
+def _prefix_weights(x: Any, reverse: bool) -> tuple[Number, Any]:
     row = _prefixes(x, reverse)
     n = x.shape[1]
     seen = np.tril(np.ones((n, n), bool))
     seen = np.tile(seen.T if reverse else seen, (x.shape[0], 1))
-    p = dd.where(row.broken & seen, NAN, dd.where(row.frozen | ~seen, 0.0, row.p()))
+    p = num.where(row.broken & seen, NAN, num.where(row.frozen | ~seen, 0.0, row.p()))
     shape = (x.shape[0], n, n)  # [row, which prefix, which entry]
     gap = np.where(np.isfinite(x), x, 0)
-    return DD(p.hi.reshape(shape), p.lo.reshape(shape)), np.max(gap, -1, keepdims=True) - np.min(gap, -1, keepdims=True)
+    return p.mapped(lambda a: a.reshape(shape)), np.max(gap, -1, keepdims=True) - np.min(gap, -1, keepdims=True)
 
 
 @quiet
 def logcumsumexp_vjp(x: Any, ct: Any, *, reverse: bool = False) -> Truth:
     p, gap = _prefix_weights(x, reverse)
-    terms = DD(np.swapaxes(p.hi, 1, 2), np.swapaxes(p.lo, 1, 2)) * ct[:, None, :]
-    return Truth(dd.total(terms)[..., 0], dd.total(dd.absolute(terms)).hi[..., 0], gap)
+    terms = p.mapped(lambda a: np.swapaxes(a, 1, 2)) * ct[:, None, :]
+    return Truth(num.total(terms)[..., 0], num.total(num.absolute(terms)).hi[..., 0], gap)
 
 
 @quiet
 def logcumsumexp_jvp(x: Any, v: Any, *, reverse: bool = False) -> Truth:
     p, gap = _prefix_weights(x, reverse)
     terms = p * v[:, None, :]
-    return Truth(dd.total(terms)[..., 0], dd.total(dd.absolute(terms)).hi[..., 0], gap)
+    return Truth(num.total(terms)[..., 0], num.total(num.absolute(terms)).hi[..., 0], gap)
+
+
+# --- sparse projections ----------------------------------------------------------------------------------------------
+# Martins & Astudillo 2016, arXiv:1602.02068 (sparsemax); Peters, Niculae & Martins 2019, doi:10.18653/v1/P19-1146 (alpha =
+# 1.5). z is x - max, or half of it; the threshold tau is found among the sorted z, and what lies above it has the mass.
+
+
+@dataclass
+class Projection:
+    row: Row
+    above: Number  # (rows, n) z - tau, 0 below the threshold
+    size: Any  # (rows, n) of the two numbers whose difference that is
+
+
+def _project(x: Any, where: Any, alpha: float) -> Projection:
+    row = take_apart(x, where)
+    z = num.where(row.d.hi > -3.0, row.d, -3.0) * (alpha - 1)  # nothing that far below the maximum has mass
+    z = num.where(row.broken, 0.0, z)
+    reach = max(1, int((z.hi > -1).sum(-1).max(initial=1)))
+    order = np.argsort(-z.hi, -1, kind="stable")[:, :reach]
+    best = number(z.mapped(lambda a: np.take_along_axis(a, order, -1)))
+    k = np.arange(1.0, best.shape[1] + 1)
+    mean = num.cumulative(best) / k
+    if alpha == 2:
+        taus = mean - 1.0 / number(k)
+    else:
+        rest = (1.0 - (num.cumulative(best * best) - mean * mean * k)) / k
+        taus = mean - num.sqrt(num.where(rest.hi > 0, rest, 0.0))
+    last = np.maximum(((best - taus).hi > 0).sum(-1, keepdims=True), 1) - 1
+    tau = taus.mapped(lambda a: np.take_along_axis(a, last, -1))
+    above = z - tau
+    size = np.where(z.hi > -1, np.maximum(np.abs(z.hi), np.abs(tau.hi)), 0.0)
+    return Projection(row, num.where(row.part & (above.hi > 0), above, 0.0), size)
+
+
+def _share(a: Projection, alpha: float) -> Truth:
+    value = a.above if alpha == 2 else a.above * a.above
+    size = a.size if alpha == 2 else 2 * a.above.hi * a.size
+    return Truth(num.where(a.row.broken, NAN, value), size, a.row.gap())
+
+
+def _share_product(x: Any, v: Any, where: Any, alpha: float) -> Truth:
+    """s (v - Σ s v / Σ s), with s = 1 on the support for sparsemax, z - tau for alpha = 1.5. Its own transpose."""
+    a = _project(x, where, alpha)
+    s = num.where(a.above.hi > 0, 1.0, 0.0) if alpha == 2 else a.above
+    mass = num.total(s)
+    mass = num.where(mass.hi == 0, 1.0, mass)
+    g = s * (number(v) - num.total(s * v) / mass)
+    size = s * (np.abs(v) + num.total(s * np.abs(v)) / mass) + np.abs(v) * (0.0 if alpha == 2 else a.size)
+    return Truth(_settle(a.row, g, where), size.hi, a.row.gap())
+
+
+@quiet
+def sparsemax(x: Any, *, where: Any = None) -> Truth:
+    return _share(_project(x, where, 2), 2)
+
+
+@quiet
+def sparsemax_vjp(x: Any, ct: Any, *, where: Any = None) -> Truth:
+    return _share_product(x, ct, where, 2)
+
+
+@quiet
+def entmax(x: Any, *, where: Any = None) -> Truth:
+    """For alpha = 1.5."""
+    return _share(_project(x, where, 1.5), 1.5)
+
+
+@quiet
+def entmax_vjp(x: Any, ct: Any, *, where: Any = None) -> Truth:
+    return _share_product(x, ct, where, 1.5)
+
+
+sparsemax_jvp, entmax_jvp = sparsemax_vjp, entmax_vjp
 
 
 # --- cross-entropy ---------------------------------------------------------------------------------------------------
@@ -290,14 +363,14 @@ def logcumsumexp_jvp(x: Any, v: Any, *, reverse: bool = False) -> Truth:
 @dataclass
 class Loss:
     row: Row
-    q: DD  # what multiplies -log p
-    loss: DD  # (rows, 1), dropped rows 0, sample weights applied
+    q: Number  # what multiplies -log p
+    loss: Number  # (rows, 1), dropped rows 0, sample weights applied
     size: Any
-    weight: Any  # (rows, 1) what the mean divides by the sum of
-    slope: DD  # (rows, n) ∂loss/∂z of each row
+    weight: Number  # (rows, 1) what the mean divides by the sum of
+    slope: Number  # (rows, n) ∂loss/∂z of each row
     slope_size: Any
-    z: DD
-    cap: DD  # ∂(capped logits)/∂logits
+    z: Number
+    cap: Number  # ∂(capped logits)/∂logits
 
 
 def _loss(
@@ -306,12 +379,13 @@ def _loss(
     softcap: float | None = None,
 ) -> Loss:  # fmt: skip
     rows, n = x.shape
-    u, cap = DD(x), DD(np.ones(x.shape))
+    u, cap = number(x), number(np.ones(x.shape))
     if softcap is not None:
-        t = dd.tanh(DD(np.clip(np.where(np.isinf(x), 0.0, x), -1e6 * softcap, 1e6 * softcap)) / softcap)
-        t = dd.where(np.isinf(x), np.sign(x), t)
-        u, cap = t * softcap, (1.0 - t) * (t + 1.0)
-        u = dd.where(np.isnan(x), NAN, u)
+        z = number(np.clip(np.where(np.isfinite(x), x, 0.0), -1e6 * softcap, 1e6 * softcap)) / softcap
+        t = num.where(np.isinf(x), np.sign(x), num.tanh(z))
+        e = num.where(np.isinf(x), 0.0, num.exp(num.absolute(z) * -2.0))
+        u, cap = t * softcap, e * 4.0 / ((e + 1.0) * (e + 1.0))  # the cap's slope is sech²
+        u = num.where(np.isnan(x), NAN, u)
     row = take_apart(u, where, temperature)
     y = np.zeros(x.shape) if labels.ndim == 1 else labels
     ignored = np.zeros((rows, 1), bool)
@@ -325,45 +399,48 @@ def _loss(
     takes = np.ones(x.shape, bool) if where is None else np.broadcast_to(where, x.shape)
     w = np.ones(n) if class_weight is None else class_weight
     s = np.ones((rows, 1)) if sample_weight is None else np.broadcast_to(sample_weight, (rows,))[:, None]
-    share = DD(takes.astype(float)) / np.maximum(takes.sum(-1, keepdims=True), 1).astype(float)
-    q = (DD(y) * (1.0 - label_smoothing) + share * label_smoothing) * w
-    weight = dd.total(DD(y) * w).hi
-    dropped = ignored | (s == 0) | ((weight == 0) & ~outside)
-    minus = dd.where(row.part, row.log() - row.d, INF)
-    terms = dd.where(q.hi == 0, 0.0, DD(q.hi * minus.hi, 0.0))
-    ok = (np.abs(minus.hi) < 1e290) & (q.hi != 0)
-    terms = dd.where(ok, q * dd.where(ok, minus, 0.0), terms)
-    loss = dd.total(terms)
+    share = number(takes) / np.maximum(takes.sum(-1, keepdims=True), 1).astype(float)
+    q = (number(y) * (1.0 - label_smoothing) + share * label_smoothing) * w
+    weight = num.total(number(y) * w)
+    dropped = ignored | (s == 0) | ((weight.hi == 0) & ~outside)
+    minus = num.where(row.part, row.log() - row.d, INF)
+    finite = np.isfinite(minus.hi)
+    terms = num.where(q.hi == 0, 0.0, num.where(finite, q * num.where(finite, minus, 0.0), minus))
+    loss = num.total(terms)
     size = np.abs(loss.hi)
     slope, slope_size = _log_softmax_product(row, -q)
     if z_loss:
-        z = DD(row.m.hi) / np.where(row.frozen, 1.0, row.t) + row.log() if softcap is None else None
+        z = row.m / np.where(row.frozen, 1.0, row.t) + row.log() if softcap is None else None
         if z is None:
-            m = dd.total(dd.where(row.first, u, 0.0))
+            m = num.total(num.where(row.first, u, 0.0))
             z = m / np.where(row.frozen, 1.0, row.t) + row.log()
-        z = dd.where(np.isfinite(row.m.hi), z, row.m)
-        loss = loss + dd.where(np.isfinite(z.hi), z * z * (z_loss * weight), INF)
-        slope = slope + dd.where(np.isfinite(z.hi), z * row.p() * (2 * z_loss * weight), 0.0)
+        z = num.where(np.isfinite(row.m.hi), z, row.m)
+        loss = loss + num.where(np.isfinite(z.hi), z * z * (weight * z_loss), INF)
+        slope = slope + num.where(np.isfinite(z.hi), z * row.p() * (weight * (2 * z_loss)), 0.0)
         big = np.abs(row.m.hi) / np.where(row.frozen, 1.0, row.t) + row.log().hi
-        size = size + z_loss * weight * big * big
-        slope_size = slope_size + row.p() * np.where(np.isfinite(big), 2 * z_loss * weight * big, 0.0)
-    loss = dd.where(row.broken | outside, NAN, loss)
-    slope = dd.where(outside, NAN, _settle(row, slope))
-    loss = dd.where(dropped, 0.0, loss * s)
-    slope = dd.where(dropped, 0.0, slope * s)
+        size = size + z_loss * weight.hi * big * big
+        slope_size = slope_size + row.p() * np.where(np.isfinite(big), 2 * z_loss * weight.hi * big, 0.0)
+    loss = num.where(row.broken | outside, NAN, loss)
+    slope = num.where(outside, NAN, _settle(row, slope))
+    loss = num.where(dropped, 0.0, loss * s)
+    slope = num.where(dropped, 0.0, slope * s)
     widest = 0.0 if softcap is None else softcap
     return Loss(
-        row, q, loss, np.where(dropped, 0.0, (size + 2 * widest) * s), np.where(dropped, 0.0, s * weight), slope,
+        row, q, loss, np.where(dropped, 0.0, (size + 2 * widest) * s), num.where(dropped, 0.0, weight * s), slope,
         slope_size.hi * s, u, cap,
     )  # fmt: skip
 
 
-def _reduced(loss: Loss, reduction: str, normalizer: Any) -> tuple[DD, Any]:
+def _side_by_side(column: Number) -> Number:
+    return column.mapped(lambda a: a[:, 0][None])
+
+
+def _reduced(loss: Loss, reduction: str, normalizer: Any) -> tuple[Number, Any]:
     """What each row's loss is divided by."""
     if reduction != "mean":
-        return DD(1.0), 1.0
-    norm = dd.total(DD(loss.weight[:, 0][None])) if normalizer is None else DD([[float(normalizer)]])
-    return dd.where(norm.hi == 0, 1.0, norm), norm
+        return number(1.0), 1.0
+    norm = num.total(_side_by_side(loss.weight)) if normalizer is None else number([[float(normalizer)]])
+    return num.where(norm.hi == 0, 1.0, norm), norm
 
 
 @quiet
@@ -373,18 +450,18 @@ def cross_entropy(x: Any, labels: Any, *, reduction: str = "mean", normalizer: A
     if reduction == "none":
         return Truth(loss.loss, scale)
     norm, _ = _reduced(loss, reduction, normalizer)
-    value = dd.total(DD(loss.loss.hi[:, 0][None], loss.loss.lo[:, 0][None])) / norm
+    value = num.total(_side_by_side(loss.loss)) / norm
     return Truth(value[0, 0], np.sum(scale) / norm.hi.max())
 
 
-def _slopes(x: Any, labels: Any, reduction: str, normalizer: Any, options: dict[str, Any]) -> tuple[DD, Any, Any]:
+def _slopes(x: Any, labels: Any, reduction: str, normalizer: Any, options: dict[str, Any]) -> tuple[Number, Any, Any]:
     loss = _loss(x, labels, **options)
     norm, _ = _reduced(loss, reduction, normalizer)
     t = np.where(loss.row.frozen, 1.0, loss.row.t)
-    by = DD(t) * norm
+    by = number(t) * norm
     softcap, where = options.get("softcap"), options.get("where")
     g = loss.slope * loss.cap / by
-    g = g if where is None else dd.where(where, g, 0.0)
+    g = g if where is None else num.where(where, g, 0.0)
     # the slope of the cap is an exponential of 2 x / softcap
     gap = loss.row.gap() + (
         0.0 if softcap is None else 2 * softcap + 4 * np.abs(np.where(np.isfinite(x), x, 0)) / softcap
@@ -400,7 +477,7 @@ def cross_entropy_vjp(
 ) -> Truth:
     g, size, gap = _slopes(x, labels, reduction, normalizer, options)
     ct = ct if reduction == "none" else np.reshape(ct, (1, 1))
-    return Truth(dd.where(g.hi == 0, 0.0, g * ct), size * np.abs(ct), gap)
+    return Truth(num.where(g.hi == 0, 0.0, g * ct), size * np.abs(ct), gap)
 
 
 @quiet
@@ -408,9 +485,9 @@ def cross_entropy_jvp(
     x: Any, v: Any, labels: Any, *, reduction: str = "mean", normalizer: Any = None, **options: Any
 ) -> Truth:
     g, size, gap = _slopes(x, labels, reduction, normalizer, options)
-    terms = dd.where(g.hi == 0, 0.0, g * v)
-    value, size = dd.total(terms), dd.total(DD(size * np.abs(v))).hi
+    terms = num.where(g.hi == 0, 0.0, g * v)
+    value, size = num.total(terms), num.total(number(size * np.abs(v))).hi
     gap = np.max(gap, -1, keepdims=True)
     if reduction == "none":
         return Truth(value, size, gap)
-    return Truth(dd.total(DD(value.hi[:, 0][None], value.lo[:, 0][None]))[0, 0], np.sum(size), np.max(gap))
+    return Truth(num.total(_side_by_side(value))[0, 0], np.sum(size), np.max(gap))
