@@ -1,6 +1,9 @@
 # Every target makes what it needs: a Python from 3.11 on and make are enough.
 #   make demo    worked examples, then one classifier trained on every array library that is installed
 #   make test    the tests, the conformance suite and the examples in docstrings
+#   make accuracy    measures every target and every peer, and writes docs/accuracy.md and its pictures anew
+#   make budgets     from the same measurements, the budgets that `make test` holds softxp to (review the difference!)
+#   make third-party the conformance suite as a stranger has it: from a wheel, in an empty folder, for their library
 #   make lint, types, docs, bench, clean
 
 PYTHON ?= python3
@@ -13,13 +16,38 @@ PIP = install --quiet --disable-pip-version-check
 VENV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test lint types docs bench clean
+.PHONY: demo test accuracy budgets third-party lint types docs bench clean
+
+PEERS = scipy.special torch.nn.functional jax.nn optax entmax
+SUITE = $(VENV)/python -m softxp_conformance -n $(WORKERS)
 
 demo: .venv-demo/installed
 	@$(DEMO)/python examples/demo.py
 
 test: .venv/installed
-	$(VENV)/pytest -n $(WORKERS) $(ARGS)
+	$(VENV)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+accuracy: .venv/installed
+	@mkdir -p build/accuracy
+	$(SUITE) --target all --report build/accuracy/softxp.jsonl
+	$(SUITE) $(PEERS:%=--implementation %) --report build/accuracy/peers.jsonl >build/accuracy/peers.log || test $$? -eq 1
+	$(VENV)/python -m softxp_conformance.report build/accuracy/*.jsonl --insert docs/accuracy.md
+
+# once more with the oldest instructions that numpy and torch know, since another processor has another exp
+budgets: .venv/installed
+	@mkdir -p build/budgets
+	$(SUITE) --target all --report build/budgets/newest.jsonl || test $$? -eq 1
+	NPY_DISABLE_CPU_FEATURES="X86_V3 X86_V4" ATEN_CPU_CAPABILITY=default $(SUITE) --target numpy --target torch \
+		--target array-api-strict --target array-api-strict-32 --report build/budgets/oldest.jsonl || test $$? -eq 1
+	$(VENV)/python -m softxp_conformance.budgets build/budgets/*.jsonl
+
+third-party:
+	rm -rf build/wheel
+	$(PYTHON) -m venv --clear .venv-third-party
+	.venv-third-party/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel . ./examples/third_party
+	.venv-third-party/bin/python -m pip $(PIP) "$$(ls build/wheel/softxp-*.whl)[conformance]" build/wheel/pebble_arrays-*.whl
+	cd "$$(mktemp -d)" && $(CURDIR)/.venv-third-party/bin/python -m softxp_conformance -n $(WORKERS) \
+		--target pebble.softxp_target:TARGET
 
 lint: .venv/installed-dev
 	$(VENV)/ruff check .
@@ -35,7 +63,7 @@ bench: .venv/installed
 	$(VENV)/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv .venv-demo docs/_build build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-demo .venv-third-party docs/_build build dist .pytest_cache .ruff_cache .hypothesis
 
 # The stamps: an environment is installed once, and again when pyproject.toml changes.
 

@@ -23,13 +23,3 @@ def test_the_doctor():
     out = subprocess.run([sys.executable, "-m", "softxp"], capture_output=True, text=True, check=True).stdout
     assert "All agree." in out
     assert "Which road each function takes" in out
-
-
-def test_a_named_target_that_is_missing_is_an_error():
-    run = subprocess.run(
-        [sys.executable, "-m", "softxp_conformance", "--target", "nowhere.at_all:TARGET"],
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode != 0
-    assert "nowhere" in run.stderr + run.stdout

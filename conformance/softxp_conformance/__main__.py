@@ -1,16 +1,79 @@
-"""python -m softxp_conformance --target torch [pytest's own options]"""
+"""python -m softxp_conformance --target torch [its options, and pytest's own]"""
 
+import argparse
+import os
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+EPILOG = """\
+All of pytest's options are taken too: -n 2 for two workers, -k and -x, --tb=short for where a failure came from.
+Exit code: 0 when everything asked was answered within its bound, 1 when not, 4 for a target that cannot be used,
+5 when nothing was asked. The last line says the verdict and the counts.
+"""
 
-def main() -> int:
+
+class Verdict:
+    """Counts, and the last line."""
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(("passed", "failed", "expected to fail", "skipped"), 0)
+        self.start = time.monotonic()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.counts["failed"] += 1
+        elif report.skipped:
+            self.counts["expected to fail" if hasattr(report, "wasxfail") else "skipped"] += 1
+        elif report.when == "call":
+            self.counts["passed"] += 1
+
+    def line(self, subjects: list[Any]) -> str:
+        names = ", ".join(dict.fromkeys(s.library for s in subjects))
+        passed, failed = self.counts["passed"], self.counts["failed"]
+        if not passed + failed:
+            return "nothing was asked"
+        word = "does not conform" if failed else "conforms"
+        if len(dict.fromkeys(s.library for s in subjects)) > 1:
+            word = "do not all conform" if failed else "conform"
+        counts = ", ".join(f"{n} {what}" for what, n in self.counts.items() if n or what in ("passed", "failed"))
+        return f"{names} {word}: {counts} in {time.monotonic() - self.start:.0f} s"
+
+
+def help_page() -> str:
+    from . import plugin
+
+    parser = argparse.ArgumentParser("python -m softxp_conformance", description=__doc__, epilog=EPILOG,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    for name, how in plugin.OPTIONS:
+        parser.add_argument(name, **how)
+    return parser.format_help()
+
+
+def main(argv: list[str] | None = None) -> int:
+    given = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(given):
+        print(help_page())
+        return 0
     here = str(Path(__file__).parent)
-    return pytest.main(
-        ["-p", "softxp_conformance.plugin", "-p", "no:cacheprovider", "--rootdir", here, "-q", here, *sys.argv[1:]]
-    )
+    defaults = ["-p", "softxp_conformance.plugin", "-p", "no:cacheprovider", "--rootdir", here, "-c", os.devnull]
+    defaults += ["-q", "--tb=line", "--dist=worksteal"]  # neighbouring tests share an answer: keep them on one worker
+    verdict, chosen = Verdict(), []
+
+    class Keep:
+        def pytest_sessionfinish(self, session: pytest.Session) -> None:
+            from .plugin import subjects
+
+            if not hasattr(session.config, "workerinput"):
+                chosen.extend(subjects(session.config))
+
+    code = pytest.main([*defaults, here, *given], plugins=[verdict, Keep()])
+    if code in (0, 1, 5):
+        print(verdict.line(chosen))
+    return int(code)
 
 
 if __name__ == "__main__":

@@ -5,53 +5,48 @@ A new function is one more `Case` here. Options are given as numpy arrays laid o
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-import softxp
-
 from . import oracle
+from .inputs import rows
 from .ulp import rounded
 
 INF = float("inf")
 Options = dict[str, Any]
-NARROW = ("float16", "bfloat16")
-
-# The bounds, in ulp of the dtype of the answer: what every backend keeps (first), and what those keep whose arithmetic is
-# a step wider than the dtype, or compensated (second). `gap` is |x - max| / T of the entry.
-BOUNDS: dict[str, dict[str, Callable[[str, Any], Any]]] = {
-    "first": {
-        "softmax": lambda dtype, gap: 1.0 if dtype in NARROW else 8.0 + gap,
-        "log": lambda dtype, gap: 1.0 if dtype in NARROW else 12.0,
-        "lse": lambda dtype, gap: 1.0 if dtype in NARROW else 8.0,
-        "gradient": lambda dtype, gap: 1.0 if dtype in NARROW else 16.0 + gap,
-    },
-    "second": {
-        "softmax": lambda dtype, gap: 6.0 if dtype == "float64" else 1.0,
-        "log": lambda dtype, gap: 6.0 if dtype == "float64" else 1.0,
-        "lse": lambda dtype, gap: 6.0 if dtype == "float64" else 1.0,
-        "gradient": lambda dtype, gap: 8.0 + gap if dtype == "float64" else 1.0,
-    },
-}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
+    """One function. Whoever is asked has it under this name, with softxp's signature."""
+
     name: str
-    fn: Callable[..., Any]
-    kind: str  # which bound
+    kind: str  # which bound its values have: see budgets.PROMISE
     truth: Callable[..., oracle.Truth]
     vjp: Callable[..., oracle.Truth]
     jvp: Callable[..., oracle.Truth]
     variants: dict[str, Callable[[Any, str], Options]] = field(default_factory=dict)
     reduces: bool = False  # the answer has no `axis`
+    quick: tuple[str, ...] = ("plain",)  # the variants that --quick asks for
+    unsure: tuple[str, ...] = ()  # families with rows where the derivative jumps, so that none is the right one
 
     def __str__(self) -> str:
         return self.name
 
-    def options(self, variant: str, x: Any, dtype: str) -> Options:
-        return self.variants[variant](x, dtype)
+    @lru_cache  # noqa: B019 (as many as there are cases and dtypes)
+    def options(self, variant: str, dtype: str) -> Options:
+        """The variant's options for the named rows."""
+        return self.variants[variant](rows(dtype).x, dtype)
+
+    def whole(self, variant: str) -> bool:
+        """Is the answer one number for the whole batch?"""
+        return self.options(variant, "float32").get("reduction", "none") != "none"
+
+    def labels(self, x: Any) -> Options:
+        """What the function needs beside rows of logits, in the simplest form."""
+        return {"labels": _labels(x), "reduction": "none"} if self.name == "cross_entropy" else {}
 
 
 def _plain(x: Any, dtype: str) -> Options:
@@ -84,6 +79,9 @@ MAPS = {
 }
 
 
+SPARSE = {"plain": _plain, "where": _where}
+
+
 def _factors(signed: bool) -> Callable[[Any, str], Options]:
     def make(x: Any, dtype: str) -> Options:
         rng = np.random.default_rng(5)
@@ -96,7 +94,7 @@ def _factors(signed: bool) -> Callable[[Any, str], Options]:
 
 
 def _labels(x: Any) -> Any:
-    return (5 * np.arange(x.shape[0]) + 3) % x.shape[1]
+    return (5 * np.arange(x.shape[0]) + 3) % max(x.shape[1], 1)
 
 
 def _soft(x: Any, dtype: str) -> Any:
@@ -115,19 +113,21 @@ def _integers(**more: Any) -> Callable[[Any, str], Options]:
 
 def _integers_masked(x: Any, dtype: str) -> Options:
     labels = np.where(np.arange(x.shape[0]) % 6 == 5, -100, _labels(x))
-    return {"labels": labels, "reduction": "none", **_where(x, dtype), "label_smoothing": 0.125}
+    return {"labels": labels, "ignore_index": -100, "reduction": "none", **_where(x, dtype), "label_smoothing": 0.125}
 
 
 def _integers_z_loss(x: Any, dtype: str) -> Options:
     """Without the rows whose squared logsumexp is beyond float64."""
     far = (np.abs(np.where(np.isfinite(x), x, 0)) > 1e100).any(-1)
-    return {"labels": np.where(far, -100, _labels(x)), "reduction": "none", "z_loss": 2.0**-10}
+    return {"labels": np.where(far, -100, _labels(x)), "ignore_index": -100, "reduction": "none", "z_loss": 2.0**-10}
 
 
 def _integers_mean(x: Any, dtype: str) -> Options:
     rng = np.random.default_rng(11)
     return {
         "labels": np.where(_calm(x), _labels(x), -100),
+        "ignore_index": -100,
+        "reduction": "mean",
         "class_weight": rounded(rng.uniform(0.5, 2, x.shape[1]), dtype),
         "sample_weight": rounded(rng.uniform(0.5, 2, x.shape[0]), dtype),
         "label_smoothing": 0.125,
@@ -139,6 +139,7 @@ def _soft_mean(x: Any, dtype: str) -> Options:
     rng = np.random.default_rng(13)
     return {
         "labels": _soft(x, dtype),
+        "reduction": "mean",
         "sample_weight": rounded(np.where(_calm(x), rng.uniform(0.5, 2, x.shape[0]), 0.0), dtype),
         "class_weight": rounded(rng.uniform(0.5, 2, x.shape[1]), dtype),
     }
@@ -153,74 +154,51 @@ def _integers_sum(x: Any, dtype: str) -> Options:
 
 
 def _nothing(x: Any, dtype: str) -> Options:
-    return {"labels": np.full(x.shape[0], -100)}
+    return {"labels": np.full(x.shape[0], -100), "ignore_index": -100, "reduction": "mean"}
+
+
+def _ignored_mean(x: Any, dtype: str) -> Options:
+    return {"labels": np.where(_calm(x), _labels(x), -100), "ignore_index": -100, "reduction": "mean"}
+
+
+def _normalizer(x: Any, dtype: str) -> Options:
+    return {**_ignored_mean(x, dtype), "normalizer": 48.0}
 
 
 LOSSES = {
-    "integers": _integers(),
-    "integers, temperature": _integers(temperature=1.75),
-    "integers, z-loss": _integers_z_loss,
-    "integers, softcap": _integers(softcap=30.0),
-    "integers, masked": _integers_masked,
-    "integers, mean": _integers_mean,
-    "integers, sum": _integers_sum,
-    "soft": _soft_none,
-    "soft, mean": _soft_mean,
-    "normalizer": lambda x, dtype: {"labels": np.where(_calm(x), _labels(x), -100), "normalizer": 48.0},
+    "plain": _integers(),
+    "temperature": _integers(temperature=1.75),
+    "smoothed": _integers(label_smoothing=0.125),
+    "z-loss": _integers_z_loss,
+    "softcap": _integers(softcap=30.0),
+    "where": _integers_masked,
+    "mean": _ignored_mean,
+    "weighted mean": _integers_mean,
+    "sum": _integers_sum,
+    "soft": lambda x, dtype: {"labels": _soft(x, dtype), "reduction": "none"},
+    "soft, T per row": _soft_none,
+    "soft, weighted mean": _soft_mean,
+    "normalizer": _normalizer,
     "nothing counted": _nothing,
 }
 
 CASES = {
     case.name: case
     for case in (
-        Case("softmax", softxp.softmax, "softmax", oracle.softmax, oracle.softmax_vjp, oracle.softmax_jvp, MAPS),
-        Case(
-            "log_softmax",
-            softxp.log_softmax,
-            "log",
-            oracle.log_softmax,
-            oracle.log_softmax_vjp,
-            oracle.log_softmax_jvp,
-            MAPS,
-        ),
-        Case(
-            "logsumexp",
-            softxp.logsumexp,
-            "lse",
-            oracle.logsumexp,
-            oracle.logsumexp_vjp,
-            oracle.logsumexp_jvp,
-            {"plain": _plain, "where": _where, "b": _factors(False), "signed b": _factors(True)},
-            reduces=True,
-        ),
-        Case(
-            "logmeanexp",
-            softxp.logmeanexp,
-            "lse",
-            oracle.logmeanexp,
-            oracle.logmeanexp_vjp,
-            oracle.logmeanexp_jvp,
-            {"plain": _plain, "where": _where},
-            reduces=True,
-        ),
-        Case(
-            "logcumsumexp",
-            softxp.logcumsumexp,
-            "lse",
-            oracle.logcumsumexp,
-            oracle.logcumsumexp_vjp,
-            oracle.logcumsumexp_jvp,
-            {"plain": _plain, "reverse": lambda x, dtype: {"reverse": True}},
-        ),
-        Case(
-            "cross_entropy",
-            softxp.cross_entropy,
-            "log",
-            oracle.cross_entropy,
-            oracle.cross_entropy_vjp,
-            oracle.cross_entropy_jvp,
-            LOSSES,
-            reduces=True,
-        ),
+        Case("softmax", "map", oracle.softmax, oracle.softmax_vjp, oracle.softmax_jvp, MAPS,
+             quick=("plain", "where", "T per row")),
+        Case("log_softmax", "log", oracle.log_softmax, oracle.log_softmax_vjp, oracle.log_softmax_jvp, MAPS),
+        Case("logsumexp", "lse", oracle.logsumexp, oracle.logsumexp_vjp, oracle.logsumexp_jvp,
+             {"plain": _plain, "where": _where, "b": _factors(False), "signed b": _factors(True)}, reduces=True),
+        Case("logmeanexp", "lse", oracle.logmeanexp, oracle.logmeanexp_vjp, oracle.logmeanexp_jvp,
+             {"plain": _plain, "where": _where}, reduces=True),
+        Case("logcumsumexp", "lse", oracle.logcumsumexp, oracle.logcumsumexp_vjp, oracle.logcumsumexp_jvp,
+             {"plain": _plain, "reverse": lambda x, dtype: {"reverse": True}}),
+        Case("cross_entropy", "log", oracle.cross_entropy, oracle.cross_entropy_vjp, oracle.cross_entropy_jvp, LOSSES,
+             reduces=True, quick=("plain", "weighted mean")),
+        # not softxp's yet: asked of those who have them
+        Case("sparsemax", "map", oracle.sparsemax, oracle.sparsemax_vjp, oracle.sparsemax_jvp, SPARSE,
+             unsure=("ties",)),
+        Case("entmax", "map", oracle.entmax, oracle.entmax_vjp, oracle.entmax_jvp, SPARSE, unsure=("ties",)),
     )
-}
+}  # fmt: skip

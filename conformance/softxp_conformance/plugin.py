@@ -1,139 +1,405 @@
-"""The pytest plugin behind `python -m softxp_conformance`: options, targets as parameters, the report."""
+"""The pytest plugin behind `python -m softxp_conformance`: options, who is asked, what is left out, the report."""
 
 import json
+import platform
 import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from . import targets as known
+from .cases import CASES, Case
+from .implementations import IMPLEMENTATIONS, Implementation
+from .inputs import FAMILIES
+from .subject import Question, Subject, questions
 from .targets import TARGETS, Target
 
-CHOSEN: pytest.StashKey[list[Target]] = pytest.StashKey()
+KINDS = ("values", "derivatives", "contract", "relations")  # one test file each
+
+# What `--help` shows: argparse's words, which pytest's parser knows too.
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("--target", dict(
+        action="append", metavar="NAME",
+        help=f"library to test, again for more: one of {', '.join(TARGETS)}; 'all' for those installed here; or "
+        "package.module:TARGET for a Target of your own. A target that was named and cannot be imported is an error.",
+    )),
+    ("--implementation", dict(
+        action="append", metavar="NAME",
+        help=f"whose functions, again for more: one of {', '.join(IMPLEMENTATIONS)}; or package.module:IMPLEMENTATION. "
+        "Default: softxp.",
+    )),
+    ("--function", dict(action="append", choices=list(CASES), help="ask about this function alone, again for more")),
+    ("--dtype", dict(
+        action="append", choices=["float16", "bfloat16", "float32", "float64"],
+        help="in this dtype alone, again for more",
+    )),
+    ("--device", dict(action="append", metavar="NAME", help="targets on this device alone, such as cpu or cuda")),
+    ("--kind", dict(action="append", choices=KINDS, help="this kind of test alone, again for more")),
+    ("--family", dict(action="append", choices=FAMILIES, help="this family of rows alone, again for more")),
+    ("--quick", dict(action="store_true", help="a first look, in less than a minute")),
+    ("--seed", dict(type=int, default=0, metavar="N", help="which rows hypothesis draws (default: 0)")),
+    ("--examples", dict(type=int, default=20, metavar="N", help="how many batches it draws (default: 20)")),
+    ("--report", dict(
+        action="append", metavar="FILE",
+        help="write what was measured, again for more: .jsonl for one JSON row a question, .md or .html for people",
+    )),
+    ("--junit", dict(metavar="FILE", help="write JUnit's XML (pytest's --junitxml)")),
+]  # fmt: skip
+
+SUBJECTS: pytest.StashKey[list[Subject]] = pytest.StashKey()
+ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("softxp conformance")
-    group.addoption(
-        "--target",
-        action="append",
-        metavar="NAME",
-        help=f"library to test, again for more: one of {', '.join(TARGETS)}; 'all' for those installed here; or "
-        "package.module:TARGET for a Target of your own. A target that was named and cannot be imported is an error.",
-    )
-    group.addoption("--report", metavar="FILE", help="write one JSON row per target, dtype, function and input")
+    for name, how in OPTIONS:
+        group.addoption(name, **how)
 
 
-def resolve(name: str) -> Target:
-    """A target by name, imported, or a usage error that says what to do."""
-    if ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            target = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise pytest.UsageError(f"--target {name}: {error}") from error
-    elif name in TARGETS:
-        target = TARGETS[name]
-    else:
-        raise pytest.UsageError(f"--target {name} is none of {', '.join(TARGETS)}, and no package.module:TARGET.")
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--junit"):
+        config.option.xmlpath = config.getoption("--junit")
+    for line in (
+        "about(function): which function the test is about",
+        "family(name): which family of rows the test is about",
+        "thorough: left out by --quick",
+    ):
+        config.addinivalue_line("markers", line)
+    config.stash[ROWS] = []
+
+
+# --- who is asked ----------------------------------------------------------------------------------------------------
+
+
+def _named(option: str, name: str, known: Iterable[str], kind: type) -> Any:
+    """An object of the caller's, `package.module:NAME`."""
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        what = f"package.module:{kind.__name__.upper()}"
+        raise pytest.UsageError(f"{option} {name} is none of {', '.join(known)}, and no {what}.")
     try:
-        import_module(target.module)
-        if target.module == "torch" and target.name.endswith("cuda") and not import_module("torch").cuda.is_available():
-            raise ImportError("torch sees no CUDA device")
-        if target.module == "cupy":
-            import_module("cupy").cuda.runtime.getDeviceCount()
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise pytest.UsageError(f"{option} {name} was named but cannot be imported: {error}") from error
+    if not isinstance(found, kind):
+        raise pytest.UsageError(f"{option} {name} must be a {kind.__module__}.{kind.__name__}, got {found!r}.")
+    return found
+
+
+def target(name: str) -> Target:
+    """A target by name, imported, or a usage error that says what to do."""
+    found = TARGETS.get(name) or _named("--target", name, TARGETS, Target)
+    try:
+        import_module(found.module)
+        found.ready()
     except Exception as error:
         raise pytest.UsageError(f"--target {name} was named but cannot be used: {error}") from error
-    return target
+    return found
 
 
-def _chosen(config: pytest.Config) -> list[Target]:
-    if CHOSEN not in config.stash:
-        names = config.getoption("--target") or ["all"]
-        chosen = []
-        for name in names:
-            if name != "all":
-                chosen.append(resolve(name))
-                continue
-            for each in TARGETS:
-                try:
-                    chosen.append(resolve(each))
-                except pytest.UsageError:
-                    continue
-        config.stash[CHOSEN] = chosen
-    return config.stash[CHOSEN]
+def implementation(name: str) -> Implementation:
+    if name not in IMPLEMENTATIONS:
+        return _named("--implementation", name, IMPLEMENTATIONS, Implementation)
+    try:
+        return IMPLEMENTATIONS[name]()
+    except ImportError as error:
+        raise pytest.UsageError(f"--implementation {name} was named but cannot be used: {error}") from error
+
+
+def _installed() -> Iterator[Target]:
+    for name in TARGETS:
+        try:
+            yield target(name)
+        except pytest.UsageError:
+            continue
+
+
+def subjects(config: pytest.Config) -> list[Subject]:
+    """Every implementation on every target that it serves, in every dtype."""
+    if SUBJECTS in config.stash:
+        return config.stash[SUBJECTS]
+    makers = [implementation(name) for name in config.getoption("--implementation") or ["softxp"]]
+    names = config.getoption("--target")
+    if names is None:  # all that is installed; for a peer, its own library as it comes
+        targets = [t for t in _installed() if all(not m.modules for m in makers) or t.name in _homes(makers)]
+    else:
+        targets = [t for name in names for t in (_installed() if name == "all" else [target(name)])]
+    devices = config.getoption("--device")
+    targets = [t for t in dict.fromkeys(targets) if not devices or t.device in devices]
+    for maker in makers:
+        if targets and not any(maker.serves(t.module) for t in targets):
+            names_of = ", ".join(t.name for t in targets)
+            raise pytest.UsageError(
+                f"--implementation {maker.name} takes arrays of {', '.join(maker.modules)}, got --target {names_of}."
+            )
+    dtypes = config.getoption("--dtype")
+    config.stash[SUBJECTS] = [
+        Subject(t, maker, dtype)
+        for t in targets
+        for maker in makers
+        if maker.serves(t.module)
+        for dtype in t.dtypes
+        if not dtypes or dtype in dtypes
+    ]
+    return config.stash[SUBJECTS]
+
+
+def _homes(makers: list[Implementation]) -> set[str]:
+    return {module for maker in makers for module in maker.modules}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`target` runs over the chosen targets, `dtype` over each target's dtypes."""
-    if "target" not in metafunc.fixturenames:
+    """`subject` runs over all, `library` over one dtype of each, `case` and questions over what each can be asked."""
+    names = metafunc.fixturenames
+    if "subject" not in names and "library" not in names:
         return
-    chosen = _chosen(metafunc.config)
-    if "dtype" in metafunc.fixturenames:
-        pairs = [(t, d) for t in chosen for d in t.dtypes]
-        metafunc.parametrize("target,dtype", pairs, ids=[f"{t.name}-{d}" for t, d in pairs])
-    else:
-        metafunc.parametrize("target", chosen, ids=[t.name for t in chosen])
+    chosen = subjects(metafunc.config)
+    who = "subject"
+    if "library" in names:
+        who, chosen = "library", list({s.library: s for s in reversed(chosen)}.values())[::-1]
+    about = metafunc.definition.get_closest_marker("about")
+    if about:
+        chosen = [s for s in chosen if s.implementation.takes(about.args[0], {})]
+    if "case" in names:
+        _over(metafunc, who, "case", [(s, c) for s in chosen for c in CASES.values() if _has(s, c)])
+        return
+    for kind in ("value", "vjp", "jvp"):
+        if f"{kind}_question" in names:
+            asked = [q for q in questions(kind) if _wanted(metafunc.config, q, kind)]
+            pairs = [(s, q) for s in chosen if kind == "value" or s.can(kind) for q in asked if _answers(s, q)]
+            _over(metafunc, who, f"{kind}_question", pairs)
+            return
+    ids = [str(s) if who == "subject" else s.library for s in chosen]
+    metafunc.parametrize(who, chosen, ids=ids)
+
+
+def _over(metafunc: pytest.Metafunc, who: str, what: str, pairs: list[tuple[Subject, Any]]) -> None:
+    ids = [f"{s if who == 'subject' else s.library}-{each}" for s, each in pairs]
+    metafunc.parametrize(f"{who},{what}", pairs, ids=ids)
+
+
+def _has(subject: Subject, case: Case) -> bool:
+    needed = {"reduction": "none"} if case.name == "cross_entropy" else {}
+    return subject.implementation.takes(case.name, needed)
+
+
+def _answers(subject: Subject, q: Question) -> bool:
+    options = {k: v for k, v in q.case.options(q.variant, "float32").items() if k != "labels"}
+    return subject.implementation.takes(q.case.name, options)
+
+
+def _wanted(config: pytest.Config, q: Question, kind: str) -> bool:
+    """What --quick leaves of the questions: a few variants, and reverse mode of plain ones."""
+    if not config.getoption("--quick"):
+        return True
+    return q.variant in q.case.quick if kind == "value" else kind == "vjp" and q.variant == "plain"
+
+
+# --- what is left out, what is expected to fail -----------------------------------------------------------------------
+
+
+def _subject_of(item: pytest.Item) -> Subject | None:
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    found = params.get("subject", params.get("library"))
+    return found if isinstance(found, Subject) else None
+
+
+def _function_of(item: Any) -> str | None:
+    params, about = item.callspec.params, item.get_closest_marker("about")
+    for value in params.values():
+        if isinstance(value, Case):
+            return value.name
+        if isinstance(value, Question):
+            return value.case.name
+    return about.args[0] if about else params.get("name") if params.get("name") in CASES else None
+
+
+def _family_of(item: Any) -> str | None:
+    for value in item.callspec.params.values():
+        if isinstance(value, Question):
+            return value.family
+    marker = item.get_closest_marker("family")
+    return marker.args[0] if marker else None
+
+
+def _kind_of(item: pytest.Item) -> str:
+    return item.path.stem.removeprefix("test_")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    ours = any("softxp_conformance" in str(item.path) for item in items)
-    unused = {(t.name, part) for t in _chosen(config) for part in t.xfail} if ours else set()
+    wants: list[tuple[str, Callable[[Any], Any]]] = [
+        ("--function", _function_of), ("--family", _family_of), ("--kind", _kind_of),
+    ]  # fmt: skip
+    filters = [(set(config.getoption(option) or ()), find) for option, find in wants if config.getoption(option)]
     kept, dropped = [], []
     for item in items:
-        target = getattr(getattr(item, "callspec", None), "params", {}).get("target")
-        if isinstance(target, Target):
-            if target.only and not any(re.search(part, item.name) for part in target.only):
-                dropped.append(item)
-                continue
-            for part, reason in target.xfail.items():
-                if part in item.nodeid:
-                    item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
-                    unused.discard((target.name, part))
+        subject = _subject_of(item)
+        if subject is None:
+            empty = "softxp_conformance" in str(item.path) and hasattr(item, "callspec")
+            (dropped if empty else kept).append(item)  # a test that none of the chosen can be asked
+            continue
+        only = subject.target.only
+        if (
+            any(find(item) not in wanted for wanted, find in filters)
+            or (config.getoption("--quick") and item.get_closest_marker("thorough"))
+            or (only and not any(re.search(part, item.name) for part in only))
+        ):
+            dropped.append(item)
+            continue
+        for part, reason in {**subject.target.xfail, **subject.implementation.xfail}.items():
+            if part in item.name:
+                item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+        for part, reason in subject.target.stated.items():
+            if part in item.name:
+                item.add_marker(pytest.mark.skip(reason=f"stated: {reason}"))
+        item.user_properties.append(("subject", _who(subject, item)))
         kept.append(item)
     items[:] = kept
     if dropped:
         config.hook.pytest_deselected(items=dropped)
-    narrowed = config.getoption("keyword") or config.getoption("markexpr") or any("::" in a for a in config.args)
-    if unused and not narrowed:
-        lines = ", ".join(f"{part!r} of {name}" for name, part in sorted(unused))
-        raise pytest.UsageError(f"expected failures that match no test: {lines}; remove them.")
+    if not hasattr(config, "workerinput") and any(_subject_of(item) for item in kept):
+        _refuse_stale(config, [item.nodeid for item in kept])
 
 
-@pytest.fixture
-def record(request: pytest.FixtureRequest) -> Any:
-    """record(function=..., input=..., worst=..., bound=...): one row of the report."""
-
-    def add(**row: Any) -> None:
-        request.node.user_properties.append(("softxp", row))
-
-    return add
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    if any(f"test_{kind}.py::" in each for each in ids for kind in KINDS):
+        _refuse_stale(node.config, ids)
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "call":
-        rows: Any = [row for name, row in report.user_properties if name == "softxp"]
-        _REPORTED.extend(rows)
-
-
-_REPORTED: list[dict[str, Any]] = []
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    path = session.config.getoption("--report")
-    if path and not hasattr(session.config, "workerinput"):
-        Path(path).write_text("".join(json.dumps(row) + "\n" for row in _REPORTED))
+def _refuse_stale(config: pytest.Config, ids: list[str]) -> None:
+    """A line of xfail or of stated that matches no test is an error, unless the run was narrowed."""
+    narrowing = ("--function", "--family", "--kind", "--quick", "--dtype", "--device", "keyword", "markexpr")
+    if any(config.getoption(o) for o in narrowing) or any("::" in a for a in config.args):
+        return
+    stale = {
+        (s.library, part)
+        for s in subjects(config)
+        for part in (*s.target.xfail, *s.target.stated, *s.implementation.xfail)
+        if not any(part in each for each in ids)
+    }
+    if stale:
+        lines = ", ".join(f"{part!r} of {name}" for name, part in sorted(stale))
+        raise pytest.UsageError(f"expected failures, or statements, that match no test: {lines}; remove them.")
 
 
 @pytest.fixture(autouse=True)
 def _in_context(request: pytest.FixtureRequest) -> Any:
     """A target may need a setting around each test, such as JAX's 64-bit mode."""
-    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    target = params.get("target")
-    if isinstance(target, known.Target):
-        with target.context(params.get("dtype", "float32")):
-            yield
-    else:
+    subject = _subject_of(request.node)
+    if subject is None:
         yield
+        return
+    with subject.target.context(subject.dtype), warnings.catch_warnings():
+        quiet = (
+            subject.target.quiet and subject.implementation.words
+        )  # what others warn of is not what they are judged by
+        warnings.simplefilter("error" if quiet else "ignore", RuntimeWarning)
+        yield
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def _who(subject: Subject, item: Any) -> dict[str, Any]:
+    return {
+        "target": subject.target.name,
+        "implementation": subject.implementation.name,
+        "device": subject.target.device,
+        "dtype": subject.dtype if "subject" in item.callspec.params else None,
+        "function": _function_of(item),
+        "section": _kind_of(item),
+    }
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Any:
+    """record(function=..., kind=..., family=..., worst=...): one row of the report."""
+
+    def add(**row: Any) -> None:
+        row = {k: v.item() if hasattr(v, "item") else v for k, v in row.items()}  # rows travel between processes
+        request.node.user_properties.append(("row", row))
+
+    return add
+
+
+class _Rows:
+    """Gathers the rows, from the workers too."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.rows = config.stash[ROWS]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and not (report.when == "setup" and not report.passed):
+            return
+        properties: list[tuple[str, Any]] = list(report.user_properties)
+        who = next((value for name, value in properties if name == "subject"), None)
+        if who is None:
+            return
+        outcome = "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
+        end: dict[str, Any] = {"test": report.nodeid.rpartition("/")[2], "outcome": outcome}
+        if outcome == "skipped" and isinstance(report.longrepr, tuple):
+            end["reason"] = report.longrepr[2].removeprefix("Skipped: ")
+        if outcome == "failed":
+            end["reason"] = _last_line(report)
+        for row in [value for name, value in properties if name == "row"] or [{}]:
+            self.rows.append({**who, **row, **end})
+
+
+def _last_line(report: Any) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return crash.message.splitlines()[0] if crash and crash.message else str(report.longrepr).splitlines()[-1]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.pluginmanager.register(_Rows(session.config), "softxp conformance rows")
+
+
+def run_facts(config: pytest.Config) -> dict[str, Any]:
+    """What a reader must know to believe, or repeat, the run."""
+    names = {"numpy", "softxp", "mpmath", "gmpy2", "array-api-compat"}
+    chosen = subjects(config)
+    for s in chosen:
+        names |= {s.target.module.partition(".")[0], s.implementation.name.partition(".")[0]}
+    versions = {}
+    for name in sorted(names):
+        try:
+            versions[name] = version(name.replace("_", "-"))
+        except PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "devices": sorted({s.target.device for s in chosen}),
+        "versions": versions,
+        "seed": config.getoption("--seed"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    if hasattr(config, "workerinput"):
+        return
+    for name in config.getoption("--report") or []:
+        path, rows = Path(name), config.stash[ROWS]
+        if path.suffix in (".md", ".html"):
+            from . import report
+
+            report.write(path, [run_facts(config)], rows)
+        else:
+            lines = [{"run": run_facts(config)}, *rows]
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,139 +1,166 @@
-"""What holds beside the values: dtypes, shapes, inputs left alone, the edges of shape, errors."""
+"""What holds beside the values: dtypes, devices, shapes, inputs left alone, the edges of shape, errors, sameness of bits,
+threads, laziness, tracing, export."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import numpy as np
 import pytest
 
-import softxp
-
 from . import inputs
 from .cases import CASES, Case
 from .compare import judge
-from .targets import Target, numpy_dtype
-from .test_values import ask
-
-cases = pytest.mark.parametrize("case", CASES.values(), ids=str)
+from .subject import Subject
 
 
-def _labels(case: Case, x: Any) -> dict[str, Any]:
-    return (
-        {"labels": np.arange(len(x)) % max(x.shape[-1], 1), "reduction": "none"} if case.name == "cross_entropy" else {}
-    )
+def _block(subject: Subject, case: Case, shape: tuple[int, int], seed: int) -> tuple[Any, dict[str, Any]]:
+    x = inputs.block(shape, subject.dtype, seed)
+    return x, case.labels(x)
 
 
-def _numpy(target: Target, value: Any) -> Any:
-    return np.asarray(target.asnumpy(value))
+# --- what comes back, and what is left alone --------------------------------------------------------------------------
 
 
-@cases
-def test_contract_dtype_and_inputs(target: Target, dtype: str, case: Case) -> None:
-    """The answer has the input's dtype; the inputs keep every bit."""
-    x = inputs.block((5, 7), dtype, seed=2)
-    given = [target.give(x, dtype)]
-    options: dict[str, Any] = {"axis": -1}
-    if case.name == "cross_entropy":
-        given.append(target.give(np.arange(5), dtype))
-        options["reduction"] = "none"
-    before = [_numpy(target, a).copy() for a in given]
-    y = target.call(case.fn, given, options)
-    assert y.dtype == given[0].dtype
+def test_contract_dtype_device_and_inputs(subject: Subject, case: Case) -> None:
+    """The answer has the input's dtype and device; the inputs keep every bit."""
+    arrays, options = subject.given(*_block(subject, case, (5, 7), seed=2))
+    before = [subject.bits(a) for a in arrays]
+    y = subject.target.call(subject.function(case.name), arrays, options)
+    assert y.dtype == arrays[0].dtype
     assert tuple(y.shape) == ((5,) if case.reduces else (5, 7))
-    for was, now in zip(before, given, strict=True):
-        np.testing.assert_array_equal(was, _numpy(target, now))
+    device = getattr(arrays[0], "device", None)
+    assert callable(device) or getattr(y, "device", None) == device
+    assert [subject.bits(a) for a in arrays] == before
 
 
-@cases
-def test_contract_views(target: Target, dtype: str, case: Case, record: Any) -> None:
-    """A strided, a reversed and a transposed view answer as their copies do."""
-    x = inputs.block((7, 10), dtype, seed=3)
-    whole = target.give(x, dtype)
-    views = {"strided": whole[:, ::2], "transposed": whole.T}
-    if not target.module.startswith("torch"):  # torch has no negative strides
-        views["reversed"] = whole[:, ::-1]
-    for name, view in views.items():
-        copy = np.ascontiguousarray({"strided": x[:, ::2], "transposed": x.T, "reversed": x[:, ::-1]}[name])
-        labels = _labels(case, copy)
-        more = {"reduction": "none"} if labels else {}
-        arrays = [view, target.give(labels["labels"], dtype)] if labels else [view]
-        got = target.take(target.call(case.fn, arrays, {"axis": -1, **more}))
-        judge(record, target, dtype, case, case.kind, name, got, case.truth(copy, **labels), None)
+@pytest.mark.parametrize("name", ["strided", "transposed", "reversed", "broadcast"])
+def test_contract_views(subject: Subject, case: Case, name: str, record: Any) -> None:
+    """A strided, a transposed and a reversed view, and one row repeated, answer as their copies do."""
+    if name == "reversed" and not subject.target.steps_back:
+        pytest.skip(f"{subject.target.name} has no slices with a negative step")
+    x = inputs.block((7, 10), subject.dtype, seed=3)
+    whole = subject.give(x)
+    view = {
+        "strided": lambda a: a[:, ::2],
+        "transposed": lambda a: a.T,
+        "reversed": lambda a: a[:, ::-1],
+        "broadcast": lambda a: a[:1, :],
+    }[name]
+    copy, seen = np.ascontiguousarray(view(x)), view(whole)
+    if name == "broadcast":
+        copy = np.repeat(copy, 4, 0)
+        seen = _broadcast(seen, copy.shape)
+        if seen is None:
+            pytest.skip(f"{subject.target.name} has no broadcast_to that we know of")
+    labels = case.labels(copy)
+    arrays, options = subject.given(copy, labels)
+    got = subject.take(subject.target.call(subject.function(case.name), [seen, *arrays[1:]], options))
+    judge(record, subject, case, "value", "normal", name, got, case.truth(copy, **labels))
 
 
-@cases
-@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)], ids=str)
-def test_contract_empty(target: Target, dtype: str, case: Case, shape: tuple[int, int]) -> None:
-    x = np.zeros(shape)
-    options: dict[str, Any] = {}
-    if case.name == "cross_entropy":
-        options = {"labels": np.full(shape[0], -100), "reduction": "none"}
-    got = target.take(ask(target, dtype, case, x, options))
-    assert got.shape == ((shape[0],) if case.reduces else shape)
-    if case.reduces and case.name != "cross_entropy":
-        assert (got == -np.inf).all()
-    if case.name == "cross_entropy":
-        assert (got == 0).all()
+def _broadcast(a: Any, shape: tuple[int, ...]) -> Any:
+    if hasattr(a, "__array_namespace__"):
+        xp = a.__array_namespace__()
+        return xp.broadcast_to(a, shape) if hasattr(xp, "broadcast_to") else None
+    return a.expand(*shape) if hasattr(a, "expand") else None
 
 
-@pytest.mark.parametrize("axis", [-1, 0, None, ()], ids=str)
-def test_contract_one_number(target: Target, dtype: str, axis: Any) -> None:
-    """A single number is a row of one."""
-    x = target.give(np.asarray(3.0), dtype)
-    options = {"axis": axis}
-    assert float(target.take(target.call(softxp.softmax, [x], options))) == 1.0
-    assert float(target.take(target.call(softxp.log_softmax, [x], options))) == 0.0
-    assert float(target.take(target.call(softxp.logsumexp, [x], options))) == 3.0
-    assert float(target.take(target.call(softxp.logcumsumexp, [x], options))) == 3.0
+def test_contract_wider_answer(subject: Subject, case: Case, record: Any) -> None:
+    """dtype= widens before rounding: what comes back is in float32, and is no float16 number in disguise."""
+    if subject.dtype not in ("float16", "bfloat16"):
+        pytest.skip("a wider answer is asked of 16 bits")
+    subject.needs(case.name, dtype=None)
+    x, labels = _block(subject, case, (5, 7), seed=4)
+    wider = subject.give(np.zeros(1), "float32").dtype
+    wide = Subject(subject.target, subject.implementation, "float32")
+    got = subject.take(subject.value(case.name, x, {**labels, "dtype": wider}))
+    judge(record, wide, case, "value", "normal", f"dtype=float32 of {subject.dtype}", got, case.truth(x, **labels))
 
 
+@pytest.mark.about("softmax")
 @pytest.mark.parametrize("kind", ["uint8", "int8", "int32"])
-def test_contract_integers(target: Target, kind: str) -> None:
-    """Integers become floats before anything is subtracted: 0 - 255 does not wrap."""
-    x = np.asarray([[0, 127, 3]], dtype=kind) if kind != "uint8" else np.asarray([[0, 255, 3]], dtype=kind)
-    got = target.take(target.call(softxp.softmax, [target.asarray(x)], {}))
+def test_contract_integers(library: Subject, kind: str) -> None:
+    """Integers become floats before anything is subtracted: 0 - 255 does not wrap, nor does -100 - 100."""
+    x = {"uint8": [[0, 255, 3]], "int8": [[-100, 100, 3]], "int32": [[0, 2**31 - 1, 3]]}[kind]
+    given = library.target.asarray(np.asarray(x, dtype=kind))
+    got = library.take(library.target.call(library.function("softmax"), [given], {"axis": -1}))
     np.testing.assert_array_equal(got.round(6), [[0, 1, 0]])
 
 
-def test_contract_half_sums(target: Target, dtype: str) -> None:
-    """Sums are never taken in 16 bits: 200,000 equal logits."""
-    x = target.give(np.zeros((1, 200_000)), dtype)
-    lse = target.take(target.call(softxp.logsumexp, [x], {"axis": -1}))
-    p = target.take(target.call(softxp.softmax, [x], {}))
-    want = np.asarray([np.log(200_000), 1 / 200_000]).astype(numpy_dtype(dtype)).astype(float)
-    np.testing.assert_allclose([lse[0], p.min(), p.max()], [want[0], want[1], want[1]], rtol=1e-6)
+@pytest.mark.family("vocabulary")
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+@pytest.mark.parametrize("n", [70_000, 200_000])
+def test_contract_half_sums(subject: Subject, name: str, n: int, record: Any) -> None:
+    """Sums are never taken in 16 bits: float16 ends at 65504, bfloat16 counts to 256."""
+    subject.needs(name)
+    case, x = CASES[name], np.zeros((1, n))
+    got = subject.take(subject.value(name, x, {}))
+    judge(record, subject, case, "value", "vocabulary", f"{n} zeros", got, case.truth(x), long=True)
 
 
-def test_contract_wider_answer(target: Target) -> None:
-    """dtype= widens before rounding."""
-    if "float16" not in target.dtypes:
-        pytest.skip(f"{target.name} has no float16")
-    x = target.give(np.asarray([[1.0, 2.0, 3.5]]), "float16")
-    xp_dtype = target.give(np.zeros(1), "float32").dtype
-    got = target.take(target.call(softxp.softmax, [x], {"dtype": xp_dtype}))
-    np.testing.assert_allclose(got, [[0.0628900, 0.1709528, 0.7661572]], rtol=1e-6)
+# --- the edges of shape ----------------------------------------------------------------------------------------------
 
 
-def test_contract_label_out_of_range(target: Target) -> None:
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)], ids=str)
+def test_contract_empty(subject: Subject, case: Case, shape: tuple[int, int]) -> None:
+    x = np.zeros(shape)
+    options = {"labels": np.full(shape[0], -100), "reduction": "none"} if case.labels(x) else {}
+    subject.needs(case.name, **({"ignore_index": -100} if options else {}))
+    got = subject.take(subject.value(case.name, x, options))
+    assert got.shape == ((shape[0],) if case.reduces else shape)
+    if case.reduces:
+        np.testing.assert_array_equal(got, 0.0 if options else -np.inf)
+
+
+@pytest.mark.parametrize("axis", [-1, 0, None, ()], ids=str)
+def test_contract_one_number(subject: Subject, case: Case, axis: Any) -> None:
+    """A single number is a row of one, and an array without rows under axis=()."""
+    if case.reduces and case.labels(np.zeros((1, 1))):
+        pytest.skip("a loss has classes")
+    subject.needs(case.name, axis=axis)
+    want = {"softmax": 1.0, "log_softmax": 0.0, "sparsemax": 1.0, "entmax": 1.0}.get(case.name, 3.0)
+    assert float(subject.take(subject.value(case.name, np.asarray(3.0), {"axis": axis}))) == want
+
+
+def test_contract_zero_rows_have_derivatives(subject: Subject, case: Case) -> None:
+    if not subject.can("vjp"):
+        pytest.skip(f"{subject.library} has no vjp")
+    x = np.zeros((0, 5))
+    options = {"labels": np.zeros(0, dtype=int), "reduction": "none"} if case.labels(x) else {}
+    ct = np.zeros(0) if case.reduces else x
+    assert subject.take(subject.derivative("vjp", case.name, x, options, ct)).shape == (0, 5)
+
+
+# --- labels and errors -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.about("cross_entropy")
+def test_contract_label_out_of_range(library: Subject) -> None:
     """An IndexError where labels can be read, NaN on that row alone where they cannot: never a wrap, never a clamp."""
-    dtype = target.dtypes[0]
-    x = target.give(inputs.block((4, 3), dtype, seed=5), dtype)
-    labels = target.asarray(np.asarray([0, 3, -1, 2]))
-    if target.raises:
+    x = inputs.block((4, 3), library.dtype, seed=5)
+    options = {"labels": np.asarray([0, 3, -1, 2]), "reduction": "none"}
+    if library.target.raises and library.implementation.words:
         with pytest.raises(IndexError, match=r"labels must lie within \[0, 3\)"):
-            target.call(softxp.cross_entropy, [x, labels], {"reduction": "none"})
+            library.value("cross_entropy", x, options)
         return
-    got = target.take(target.call(softxp.cross_entropy, [x, labels], {"reduction": "none"}))
+    try:
+        answer = library.value("cross_entropy", x, options)
+    except IndexError:
+        return
+    got = library.take(answer)
     np.testing.assert_array_equal(np.isnan(got), [False, True, True, False])
 
 
-def test_contract_unsigned_label(target: Target) -> None:
+@pytest.mark.about("cross_entropy")
+def test_contract_unsigned_label(library: Subject) -> None:
     """The uint8 label 156 is class 156, not ignore_index -100."""
-    dtype = target.dtypes[-1]
-    x = target.give(np.zeros((1, 200)), dtype)
-    got = target.take(target.call(softxp.cross_entropy, [x, target.asarray(np.asarray([156], dtype="uint8"))], {}))
+    x, labels = np.zeros((1, 200)), np.asarray([156], dtype="uint8")
+    got = library.take(library.value("cross_entropy", x, {"labels": labels, "reduction": "none"}))
     np.testing.assert_allclose(got, np.log(200), rtol=1e-2)
 
 
+@pytest.mark.about("softmax")
 @pytest.mark.parametrize(
     "options,error,words",
     [
@@ -145,28 +172,96 @@ def test_contract_unsigned_label(target: Target) -> None:
         ({"where": np.ones((3, 4), bool)}, ValueError, "where must broadcast"),
         ({"where": np.ones((2, 3))}, TypeError, "where must be a bool"),
     ],
+    ids=["axis=2", "axis=(0, 0)", "axis=0.5", "temperature=-1", "temperature=nan", "where (3, 4)", "where of floats"],
 )
-def test_contract_errors(target: Target, options: dict[str, Any], error: type[Exception], words: str) -> None:
-    dtype = target.dtypes[0]
-    x = target.give(np.zeros((2, 3)), dtype)
-    with pytest.raises(error, match=words):
-        softxp.softmax(x, **target.options(options, dtype))
+def test_contract_errors(
+    library: Subject, options: dict[str, Any], error: type[Exception], words: str
+) -> None:  # fmt: skip
+    library.needs("softmax", **options)
+    with pytest.raises(error if library.implementation.words else Exception,
+                       match=words if library.implementation.words else None):  # fmt: skip
+        library.value("softmax", np.zeros((2, 3)), options)
 
 
-def test_contract_bool_is_refused(target: Target) -> None:
-    with pytest.raises(TypeError, match="real numbers"):
-        softxp.softmax(target.asarray(np.asarray([True, False])))
+@pytest.mark.about("softmax")
+def test_contract_bool_is_refused(library: Subject) -> None:
+    with pytest.raises(TypeError, match="real numbers" if library.implementation.words else None):
+        library.target.call(library.function("softmax"), [library.target.asarray(np.asarray([True, False]))], {})
 
 
-def test_contract_same_bits(target: Target, dtype: str) -> None:
-    """Asked twice, the same bits; and no row's answer depends on its neighbours'."""
-    names, x = inputs.rows(dtype)
-    a = target.take(ask(target, dtype, CASES["softmax"], x, {}))
-    b = target.take(ask(target, dtype, CASES["softmax"], x, {}))
-    np.testing.assert_array_equal(a, b)
-    ordinary = [i for i, name in enumerate(names) if np.isfinite(x[i]).all()]
-    c = target.take(ask(target, dtype, CASES["softmax"], x[ordinary], {}))
-    if target.second("softmax", dtype, False):
-        np.testing.assert_array_equal(a[ordinary], c)
-    else:  # the plain road may serve the ordinary rows alone; both keep the bound
-        np.testing.assert_allclose(a[ordinary], c, rtol=1e-4 if dtype == "float32" else 1e-2, atol=1e-37)
+# --- the same bits ---------------------------------------------------------------------------------------------------
+
+
+def test_contract_same_bits(subject: Subject, case: Case) -> None:
+    """Asked twice, the same bits."""
+    x, labels = _block(subject, case, (37, 101), seed=6)
+    first, again = (subject.bits(subject.value(case.name, x, labels)) for _ in range(2))
+    assert first == again
+
+
+@pytest.mark.parametrize("rows", ["ordinary", "all"])
+def test_contract_same_bits_in_a_batch(subject: Subject, case: Case, rows: str) -> None:
+    """A row's answer does not depend on its neighbours, nor on how many there are."""
+    names, _, x = inputs.rows(subject.dtype)
+    if rows == "ordinary":
+        ordinary = np.isfinite(x).all(-1)
+        names, x = [n for n, ok in zip(names, ordinary, strict=True) if ok], x[ordinary]
+    labels = case.labels(x)
+    whole = subject.take(subject.value(case.name, x, labels))
+    for i in range(0, len(x), 4):
+        alone = {k: v[i : i + 1] if k == "labels" else v for k, v in labels.items()}
+        got = subject.take(subject.value(case.name, x[i : i + 1], alone))
+        np.testing.assert_array_equal(got[0], whole[i], err_msg=f"row {names[i]!r}")
+
+
+def test_contract_threads(subject: Subject, case: Case) -> None:
+    """Eight threads that ask at once have the bits of one that asks alone."""
+    x, labels = _block(subject, case, (37, 101), seed=7)
+    arrays, options = subject.given(x, labels)
+    fn, at_once = subject.function(case.name), Barrier(8)
+
+    def ask(_: int) -> bytes:
+        with subject.target.context(subject.dtype):
+            at_once.wait(60)
+            return subject.bits(subject.target.call(fn, arrays, options))
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = set(pool.map(ask, range(8)))
+    assert answers == {subject.bits(subject.target.call(fn, arrays, options))}
+
+
+# --- lazy, traced, exported ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.about("softmax")
+def test_contract_lazy(library: Subject) -> None:
+    """Where calls are forbidden to compute, ours do not: and the ban is real."""
+    if not library.target.lazy:
+        pytest.skip(f"{library.target.name} computes at once")
+    x = library.give(np.zeros((3, 4)))
+    library.target.call(library.function("softmax"), [x], {})
+    with pytest.raises(AssertionError, match="computed"):
+        library.target.call(lambda a: np.asarray(a), [x], {})
+
+
+def test_contract_traced_once(library: Subject, case: Case) -> None:
+    """Arrays of one shape and dtype are traced once, whatever they hold."""
+    if library.target.traces is None:
+        pytest.skip(f"{library.target.name} does not trace")
+    calls, options = [], {}
+    for seed in (8, 9):
+        arrays, options = library.given(*_block(library, case, (4, 6), seed))
+        calls.append(arrays)
+    assert library.target.traces(library.function(case.name), calls, options) == 1
+
+
+def test_contract_export(subject: Subject, case: Case, record: Any) -> None:
+    """The exported graph gives the answer too, tails included."""
+    if subject.target.export is None:
+        pytest.skip(f"{subject.target.name} has no export that we know of")
+    x, labels = _block(subject, case, (4, 6), seed=10)
+    x[1] = [17, 0, 0, 0, 0, 0]
+    labels = {k: np.zeros(4, int) if k == "labels" else v for k, v in labels.items()}
+    arrays, options = subject.given(x, labels)
+    got = subject.take(subject.target.export(subject.function(case.name), arrays, options))
+    judge(record, subject, case, "value", "normal", "exported", got, case.truth(x, **labels))

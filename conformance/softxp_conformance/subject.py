@@ -1,0 +1,183 @@
+"""Who is asked, and what: an implementation on a target in one dtype, and a question about the named rows.
+
+Answers and truths are kept, since one call answers for every family of rows.
+"""
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from . import inputs
+from .cases import CASES, Case
+from .implementations import Implementation
+from .oracle import Truth
+from .targets import Target, numpy_dtype
+from .ulp import rounded
+
+DERIVATIVES = ("vjp", "jvp")
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """Whom the tests speak to."""
+
+    target: Target
+    implementation: Implementation
+    dtype: str
+
+    @property
+    def library(self) -> str:
+        """The target's name, and the implementation's unless it is softxp."""
+        name = self.implementation.name
+        return self.target.name if name == "softxp" else f"{self.target.name}:{name}"
+
+    def __str__(self) -> str:
+        return f"{self.library}-{self.dtype}"
+
+    def needs(self, function: str, **options: Any) -> None:
+        """Skip the test where the function, or an option of it, is not there to be asked."""
+        if not self.implementation.takes(function, options):
+            pytest.skip(f"{self.library} has no {function}({', '.join(f'{k}={v}' for k, v in options.items())})")
+
+    # --- numpy's numbers to the library's, and back
+
+    def give(self, value: Any, dtype: str | None = None) -> Any:
+        """A numpy value as the library's: floats in the dtype under test. What is no array stays as it is."""
+        if isinstance(value, np.ndarray):
+            floats = value.dtype.kind == "f"
+            return self.target.asarray(value.astype(numpy_dtype(dtype or self.dtype)) if floats else value)
+        return value
+
+    def take(self, value: Any) -> Any:
+        """An answer as float64."""
+        return np.asarray(self.target.asnumpy(value)).astype(np.float64)
+
+    def bits(self, value: Any) -> bytes:
+        """An answer to the last bit."""
+        return np.ascontiguousarray(self.target.asnumpy(value)).tobytes()
+
+    # --- questions: numpy arrays in, the library's arrays out
+
+    def function(self, name: str) -> Any:
+        return self.implementation.functions[name]
+
+    def given(self, x: Any, options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """The arrays and the options of a call, as the library's."""
+        options = {"axis": -1, **options}
+        arrays = [x, options.pop("labels")] if "labels" in options else [x]
+        return [self.give(a) for a in arrays], {k: self.give(v) for k, v in options.items()}
+
+    def value(self, name: str, x: Any, options: dict[str, Any]) -> Any:
+        return self.target.call(self.function(name), *self.given(x, options))
+
+    def derivative(self, kind: str, name: str, x: Any, options: dict[str, Any], v: Any) -> Any:
+        """The cotangent v pulled back to x ("vjp"), or the tangent v of x pushed forward ("jvp")."""
+        fn, (arrays, given), v = self.function(name), self.given(x, options), self.give(np.asarray(v))
+        theirs = getattr(self.target, kind)
+        if theirs is not None:
+            return theirs(fn, arrays, given, v)
+        rule = getattr(self.implementation, kind)
+        given.pop("return_sign", None)  # closed forms are of the logarithm alone
+        return self.target.call(lambda *a: rule(fn, a[:-1], given, a[-1]), [*arrays, v], {})
+
+    def can(self, kind: str) -> bool:
+        """Has it this derivative? A library's autograd is asked before an implementation's closed forms."""
+        if kind not in self.implementation.derivatives:
+            return False
+        if self.target.vjp is not None or self.target.jvp is not None:
+            return getattr(self.target, kind) is not None
+        return getattr(self.implementation, kind) is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One variant of one function, about one family of the named rows (None: one answer for the whole batch)."""
+
+    case: Case
+    variant: str
+    family: str | None
+
+    def __str__(self) -> str:
+        return f"{self.case.name}-{self.variant}-{self.family or inputs.ALL}"
+
+    @property
+    def cells(self) -> Any:
+        """Which rows of the batch it is about."""
+        return slice(None) if self.family is None else inputs.rows("float32").of(self.family)
+
+    @property
+    def names(self) -> list[str]:
+        batch = inputs.rows("float32")
+        return [n for n, f in zip(batch.names, batch.families, strict=True) if self.family in (None, f)]
+
+
+def questions(kind: str) -> list[Question]:
+    """All of a kind: "value", "vjp" or "jvp"."""
+    return [
+        Question(case, variant, family)
+        for case in CASES.values()
+        for variant in case.variants
+        for family in ((None,) if case.whole(variant) else inputs.ROW_FAMILIES)
+        if not (kind in DERIVATIVES and family in case.unsure)
+    ]
+
+
+def direction(kind: str, case: Case, variant: str, dtype: str) -> Any:
+    """The cotangent, or the tangent, that derivatives of the named rows are asked with."""
+    x = inputs.rows(dtype).x
+    if kind == "jvp":
+        return rounded(np.random.default_rng(19).standard_normal(x.shape), dtype)
+    shape = () if case.whole(variant) else (len(x),) if case.reduces else x.shape
+    return rounded(np.random.default_rng(17).uniform(0.5, 2.0, shape), dtype)
+
+
+def answer(subject: Subject, kind: str, q: Question) -> tuple[Any, Any]:
+    """(answer, sign or None) for the question's rows, as float64."""
+    found = _batch(subject, kind, q.case, q.variant)
+    if not isinstance(found, Exception):
+        return tuple(part if part is None or part.ndim == 0 else part[q.cells] for part in found)  # type: ignore[return-value]
+    if q.family is None:
+        raise found
+    return _ask(
+        subject, kind, q.case, q.variant, q.cells
+    )  # a row that the library refuses: its family's, not everybody's
+
+
+@lru_cache(maxsize=8)
+def _batch(subject: Subject, kind: str, case: Case, variant: str) -> Any:
+    """The answer about all named rows, or the exception that came instead."""
+    try:
+        return _ask(subject, kind, case, variant, slice(None))
+    except Exception as error:
+        return error
+
+
+def _ask(subject: Subject, kind: str, case: Case, variant: str, cells: Any) -> tuple[Any, Any]:
+    x = inputs.rows(subject.dtype).x
+
+    def chosen(value: Any) -> Any:
+        return value[cells] if isinstance(value, np.ndarray) and value.ndim and len(value) == len(x) else value
+
+    options = {k: chosen(v) for k, v in case.options(variant, subject.dtype).items()}
+    if kind in DERIVATIVES:
+        v = direction(kind, case, variant, subject.dtype)
+        return subject.take(subject.derivative(kind, case.name, x[cells], options, chosen(v))), None
+    got = subject.value(case.name, x[cells], options)
+    return (subject.take(got[0]), subject.take(got[1])) if isinstance(got, tuple) else (subject.take(got), None)
+
+
+@cache
+def truth(kind: str, case: Case, variant: str, dtype: str, own: bool) -> Truth:
+    """`own`: the derivative is asked of closed forms, which know no sign."""
+    x, options = inputs.rows(dtype).x, dict(case.options(variant, dtype))
+    if kind == "value":
+        return case.truth(x, **options)
+    if own:
+        options.pop("return_sign", None)
+    v = direction(kind, case, variant, dtype)
+    if kind == "vjp" and v.ndim == 1:
+        v = v[:, None]
+    return (case.vjp if kind == "vjp" else case.jvp)(x, v, **options)

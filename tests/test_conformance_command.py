@@ -1,0 +1,67 @@
+"""The command as strangers use it: its verdict, its exit codes, its filters, its errors."""
+
+import subprocess
+import sys
+import textwrap
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+ONE = ["--target", "numpy", "--function", "softmax", "--dtype", "float32", "--kind", "values", "--family", "normal"]
+
+
+def suite(*arguments, home=None):
+    command = [sys.executable, "-m", "softxp_conformance", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=home)
+
+
+def test_verdict_filters_and_junit(tmp_path):
+    done = suite(*ONE, "-n", "2", "--junit", str(tmp_path / "junit.xml"))
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1].startswith("numpy conforms: 7 passed, 0 failed in ")
+    cases = ElementTree.parse(tmp_path / "junit.xml").iter("testcase")
+    assert all("test_rows[numpy-float32-softmax-" in case.attrib["name"] for case in cases)
+
+
+def test_help_is_short():
+    page = suite("--help").stdout
+    assert "--implementation" in page and "--seed" in page and len(page.splitlines()) < 80
+
+
+@pytest.mark.parametrize("arguments,code,words", [
+    (["--target", "nowhere.at_all:TARGET"], 4, "nowhere"),
+    (["--target", "numpyy"], 4, "is none of numpy"),
+    (["--target", "cupy"], 4, "was named but cannot be used"),
+    (["--target", "numpy", "--implementation", "jax.nn"], 4, "takes arrays of jax"),
+    (["--target", "numpy", "--implementation", "os:path"], 4, "must be a softxp_conformance.implementations.Implementation"),
+    ([*ONE, "-k", "no_such_test"], 5, "nothing was asked"),
+])  # fmt: skip
+def test_errors(arguments, code, words):
+    done = suite(*arguments)
+    assert done.returncode == code and words in done.stdout + done.stderr
+
+
+def test_seeds_replay():
+    def drawn(seed):
+        done = suite("--implementation", "scipy.special", "--function", "log_softmax", "--dtype", "float32", "--seed", seed,
+                     "--family", "drawn")  # fmt: skip
+        return [line for line in done.stdout.splitlines() if "AssertionError" in line]
+
+    assert drawn("1") == drawn("1") != drawn("2")
+    assert "(seed 1)" in drawn("1")[0]
+
+
+@pytest.mark.parametrize("fields,words", [
+    ('xfail={"no such test": "gone"}', "match no test"),
+    ('stated={"no such test": "gone"}', "match no test"),
+    ('xfail={"test_contract_bool": "it is refused all the same"}', "[XPASS(strict)]"),
+])  # fmt: skip
+def test_stale_expectations_are_errors(tmp_path, fields, words):
+    (tmp_path / "theirs.py").write_text(
+        textwrap.dedent(f"""
+        from softxp_conformance.targets import Target
+        TARGET = Target("theirs", "numpy", dtypes=("float32",), {fields}, only=("test_contract_bool", "test_contract_lazy"))
+        """)
+    )
+    done = suite("--target", "theirs:TARGET", "-n", "1", home=tmp_path)
+    assert done.returncode != 0 and words in done.stdout + done.stderr, done.stdout
