@@ -399,7 +399,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         if path.suffix in (".md", ".html"):
             from . import report
 
-            report.write(path, [run_facts(config)], rows)
+            report.write(path, [run_facts(config)], report.in_order(rows))
         else:
             lines = [{"run": run_facts(config)}, *rows]
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -16,6 +16,7 @@ from typing import Any
 
 from .cases import CASES
 from .inputs import FAMILIES
+from .targets import TARGETS
 
 Row = dict[str, Any]
 INF = math.inf
@@ -29,8 +30,9 @@ NEEDS = 'pages need the report extra: pip install "softxp[report]"'
 
 
 def read(paths: Iterable[str | Path]) -> tuple[list[Row], list[Row]]:
-    """(facts of each run, rows of all)."""
-    runs, rows = [], []
+    """(facts of each run, rows of all, softxp's before its peers' and by target)."""
+    runs: list[Row] = []
+    rows: list[Row] = []
     for path in paths:
         for line in Path(path).read_text().splitlines():
             row = json.loads(line)
@@ -38,7 +40,13 @@ def read(paths: Iterable[str | Path]) -> tuple[list[Row], list[Row]]:
                 runs.append(row["run"])
             else:
                 rows.append(row)
-    return runs, rows
+    return runs, in_order(rows)
+
+
+def in_order(rows: list[Row]) -> list[Row]:
+    """Workers answer in any order."""
+    targets = {name: i for i, name in enumerate(TARGETS)}
+    return sorted(rows, key=lambda r: (r["implementation"] != "softxp", targets.get(r["target"], len(targets)), who(r)))
 
 
 def who(row: Row) -> str:
@@ -239,7 +247,6 @@ def heat_picture(rows: list[Row]) -> str:
         ax.set_visible(False)
     bar = figure.colorbar(image, ax=axes, extend="max", shrink=0.5, aspect=30, pad=0.02)
     bar.set_label("share of the promise (red: beyond it)")
-    figure.suptitle("Worst error in ulp of the dtype", size=11, y=1.0)
     return _svg(figure)
 
 
