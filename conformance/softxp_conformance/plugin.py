@@ -313,6 +313,7 @@ def _who(subject: Subject, item: Any) -> dict[str, Any]:
         "device": subject.target.device,
         "dtype": subject.dtype if "subject" in item.callspec.params else None,
         "function": _function_of(item),
+        "family": _family_of(item),
         "section": _kind_of(item),
     }
 
@@ -346,14 +347,17 @@ class _Rows:
         if outcome == "skipped" and isinstance(report.longrepr, tuple):
             end["reason"] = report.longrepr[2].removeprefix("Skipped: ")
         if outcome == "failed":
-            end["reason"] = _last_line(report)
+            end["reason"] = _reason(report)
         for row in [value for name, value in properties if name == "row"] or [{}]:
             self.rows.append({**who, **row, **end})
 
 
-def _last_line(report: Any) -> str:
+def _reason(report: Any) -> str:
+    """What went wrong, in one line."""
     crash = getattr(report.longrepr, "reprcrash", None)
-    return crash.message.splitlines()[0] if crash and crash.message else str(report.longrepr).splitlines()[-1]
+    lines = str(crash.message if crash else report.longrepr).removeprefix("AssertionError:").split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    return ", ".join(said[:2]) if said[:1] == ["Arrays are not equal"] else "".join(said[:1])
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -133,5 +133,6 @@ def _points(subject: Subject, got: Any, right: Any) -> list[list[float | None]]:
     """[gap, ulp] of the dominant entry, for the picture."""
     from .ulp import distance
 
-    d = distance(got.reshape(len(GAPS), -1)[:, 0], right.value[:, 0], subject.dtype)
+    target, dominant = subject.target, got.reshape(len(GAPS), -1)[:, 0]
+    d = distance(dominant, right.value[:, 0], subject.dtype, flushes=subject.dtype in target.flushes)
     return [[float(g), float(e) if np.isfinite(e) else None] for g, e in zip(GAPS, d, strict=True)]
