@@ -113,7 +113,7 @@ def test_contract_empty(subject: Subject, case: Case, shape: tuple[int, int]) ->
         np.testing.assert_array_equal(got, 0.0 if options else -np.inf)
 
 
-@pytest.mark.parametrize("axis", [-1, 0, None, ()], ids=str)
+@pytest.mark.parametrize("axis", [-1, None, *(pytest.param(a, marks=pytest.mark.thorough) for a in (0, ()))], ids=str)
 def test_contract_one_number(subject: Subject, case: Case, axis: Any) -> None:
     """A single number is a row of one, and an array without rows under axis=()."""
     if case.reduces and case.labels(np.zeros((1, 1))):
@@ -199,6 +199,7 @@ def test_contract_same_bits(subject: Subject, case: Case) -> None:
     assert first == again
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rows", ["ordinary", "all"])
 def test_contract_same_bits_in_a_batch(subject: Subject, case: Case, rows: str) -> None:
     """A row's answer does not depend on its neighbours, nor on how many there are."""

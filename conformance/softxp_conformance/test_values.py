@@ -57,7 +57,9 @@ def test_drawn(subject: Subject, case: Case, record: Any, request: pytest.Fixtur
 SHAPE = (3, 5, 7)
 
 
-@pytest.mark.parametrize("axis", [0, 1, -1, (0, 2), (-1, 1), None], ids=str)
+@pytest.mark.parametrize(
+    "axis", [0, (0, 2), *(pytest.param(axis, marks=pytest.mark.thorough) for axis in (1, -1, (-1, 1), None))], ids=str
+)
 def test_axis(subject: Subject, case: Case, axis: Any, record: Any) -> None:
     subject.needs(case.name, axis=axis)
     x = inputs.block(SHAPE, subject.dtype, seed=1)
