@@ -36,7 +36,7 @@ class Implementation:
         """Can the function be asked with these options?"""
         if function not in self.functions:
             return False
-        parameters = signature(self.functions[function]).parameters
+        parameters = signature(self.functions[function], eval_str=True).parameters
         if any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
             return True
         return all(k in parameters and _fits(v, parameters[k].annotation) for k, v in options.items())

@@ -38,7 +38,7 @@ def distance(got: Any, truth: DD, dtype: str, scale: Any = 0.0, flushes: bool = 
         size = np.maximum(np.abs(hi), np.where(np.isfinite(scale), scale, 0.0))
         out = error / unit(size, dtype, flushes)
         largest = FORMATS[dtype][2]
-        beyond = np.isfinite(hi) & (np.abs(hi) >= largest)
+        beyond = np.isfinite(hi) & ((np.abs(hi) > largest) | ((np.abs(hi) == largest) & (hi * truth.lo > 0)))
         met = (got == hi) | (np.isnan(got) & np.isnan(hi)) | (beyond & np.isinf(got) & (np.sign(got) == np.sign(hi)))
     return np.where(met, 0.0, np.where(np.isfinite(got) & np.isfinite(hi), out, np.inf))
 
