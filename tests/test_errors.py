@@ -72,7 +72,7 @@ def test_numpy_keeps_its_error_state_and_stays_quiet():
     from softxp_conformance.inputs import rows
 
     for dtype in ("float16", "float32", "float64"):
-        x = rows(dtype)[1].astype(dtype)
+        x = rows(dtype).x.astype(dtype)
         labels = np.arange(len(x)) % 17
         with np.errstate(all="raise"), warnings.catch_warnings():
             warnings.simplefilter("error")
