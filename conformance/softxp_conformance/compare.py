@@ -50,9 +50,8 @@ def judge(
         tight=tight,
         worst=worst if finite else None,
         mean=mean if finite else None,
-        share=float(np.max(ratio, initial=0.0))
-        if finite
-        else None,  # of the promise, at the entry that takes most of it
+        # of the promise, at the entry that takes most of it
+        share=float(np.max(ratio, initial=0.0)) if finite else None,
         promise=float(np.max(bound, initial=0.0)),
         budget=held and held.worst,
         mean_budget=held and held.mean,

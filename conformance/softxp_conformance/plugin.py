@@ -302,9 +302,8 @@ def _in_context(request: pytest.FixtureRequest) -> Any:
         yield
         return
     with subject.target.context(subject.dtype), warnings.catch_warnings():
-        quiet = (
-            subject.target.quiet and subject.implementation.words
-        )  # what others warn of is not what they are judged by
+        # what others warn of is not what they are judged by
+        quiet = subject.target.quiet and subject.implementation.words
         warnings.simplefilter("error" if quiet else "ignore", RuntimeWarning)
         yield
 

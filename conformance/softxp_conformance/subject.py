@@ -141,9 +141,8 @@ def answer(subject: Subject, kind: str, q: Question) -> tuple[Any, Any]:
         return tuple(part if part is None or part.ndim == 0 else part[q.cells] for part in found)  # type: ignore[return-value]
     if q.family is None:
         raise found
-    return _ask(
-        subject, kind, q.case, q.variant, q.cells
-    )  # a row that the library refuses: its family's, not everybody's
+    # a row that the library refuses is held against its family, not against everybody's
+    return _ask(subject, kind, q.case, q.variant, q.cells)
 
 
 @lru_cache(maxsize=8)
