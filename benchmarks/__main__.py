@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import softxp
+from softxp_conformance.rows import processor
 
 ROUNDS, CALLS = 25, 4000
 
@@ -80,21 +81,13 @@ def main() -> int:
     machine = {
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor(),
         **versions,
     }
     print("\n" + ", ".join(f"{k} {v}" for k, v in machine.items()))
     if len(sys.argv) > 1:
         Path(sys.argv[1]).write_text(json.dumps({"machine": machine, "rows": out}, indent=1) + "\n")
     return 0
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

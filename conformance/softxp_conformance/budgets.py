@@ -19,17 +19,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .inputs import DRAWN, FAMILIES
+from .ulp import FORMATS
 
 NARROW = ("float16", "bfloat16")
+VANISHES = {dtype: math.log(2) * (bits - lowest) for dtype, (bits, lowest, _) in FORMATS.items()}  # exp(-that) is 0
 
 # kind: (dtype, gap) -> ulp. `gap` is |x - max| / T of the entry: exp turns an absolute error of its argument into a relative
 # one of its value, so an argument's own rounding costs about gap of them.
+# No more of it than takes an entry to 0.
 PROMISE: dict[str, Callable[[str, Any], Any]] = {
-    "map": lambda dtype, gap: 1.0 if dtype in NARROW else 8.0 + gap,
+    "map": lambda dtype, gap: 1.0 if dtype in NARROW else 8.0 + np.minimum(gap, VANISHES[dtype]),
     "log": lambda dtype, gap: 1.0 if dtype in NARROW else 12.0,
     "lse": lambda dtype, gap: 1.0 if dtype in NARROW else 8.0,
-    "gradient": lambda dtype, gap: 1.0 if dtype in NARROW else 16.0 + gap,
+    "gradient": lambda dtype, gap: 1.0 if dtype in NARROW else 16.0 + np.minimum(gap, VANISHES[dtype]),
 }
 
 HEADROOM = 2.0

@@ -44,6 +44,11 @@ class Case:
         """Is the answer one number for the whole batch?"""
         return self.options(variant, "float32").get("reduction", "none") != "none"
 
+    def derivative(self, kind: str, x: Any, v: Any, **options: Any) -> oracle.Truth:
+        """The truth of "vjp" or "jvp": a cotangent of one number a row stands beside the rows."""
+        v = v[:, None] if kind == "vjp" and np.ndim(v) == 1 else v
+        return (self.vjp if kind == "vjp" else self.jvp)(x, v, **options)
+
     def labels(self, x: Any) -> Options:
         """What the function needs beside rows of logits, in the simplest form."""
         return {"labels": _labels(x), "reduction": "none"} if self.name == "cross_entropy" else {}

@@ -61,7 +61,7 @@ def judge(
         row = f" in row {names[at[0]]!r}" if names is not None and shape and len(names) == shape[0] else ""
         raise AssertionError(
             f"{subject} {case} ({what}): {distance[at]:.3g} ulp > {np.asarray(bound)[at]:.3g}, the promise,{row} at "
-            f"{tuple(int(i) for i in at)}: got {np.asarray(got)[at]!r}, truth {np.asarray(hi)[at]!r}; "
+            f"{tuple(int(i) for i in at)}: got {float(np.asarray(got)[at])!r}, truth {float(np.asarray(hi)[at])!r}; "
             f"{int(np.sum(~(ratio <= 1)))} of {ratio.size} entries are past it"
         )
     if held is not None and (worst > held.worst or mean > held.mean):

@@ -36,16 +36,23 @@ class Implementation:
         """Can the function be asked with these options?"""
         if function not in self.functions:
             return False
-        parameters = signature(self.functions[function], eval_str=True).parameters
+        parameters = _parameters(self.functions[function])
         if any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
             return True
         return all(k in parameters and _fits(v, parameters[k].annotation) for k, v in options.items())
 
 
+def _parameters(function: Callable[..., Any]) -> Mapping[str, Parameter]:
+    try:
+        return signature(function, eval_str=True).parameters
+    except NameError:  # an annotation's name is imported for type checkers alone
+        return signature(function).parameters
+
+
 def _fits(value: Any, annotation: Any) -> bool:
     if get_origin(annotation) is Literal:
         return value in get_args(annotation)
-    return annotation is not int or (isinstance(value, int) and not isinstance(value, bool))
+    return annotation not in (int, "int") or (isinstance(value, int) and not isinstance(value, bool))
 
 
 # --- softxp ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Numbers of fifty digits and any exponent, for whole arrays at once: mpmath's, which are gmpy2's where that is installed.
 
-The same words as `double_double`, a hundred times slower, and twice as many digits: the truth of short rows.
+The same words as `double_double`, a hundred times slower, and eighteen digits more: the truth of short rows.
 
 Source: the mpmath development team, mpmath, https://mpmath.org.
 """

@@ -1,18 +1,15 @@
 """The pytest plugin behind `python -m softxp_conformance`: options, who is asked, what is left out, the report."""
 
-import json
-import math
-import platform
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from . import report, rows
 from .cases import CASES, Case
 from .implementations import IMPLEMENTATIONS, Implementation
 from .inputs import ALL, FAMILIES
@@ -51,8 +48,9 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--junit", dict(metavar="FILE", help="write JUnit's XML (pytest's --junitxml)")),
 ]  # fmt: skip
 
+HERE = Path(__file__).parent
+
 SUBJECTS: pytest.StashKey[list[Subject]] = pytest.StashKey()
-ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,7 +69,12 @@ def pytest_configure(config: pytest.Config) -> None:
         "thorough: left out by --quick",
     ):
         config.addinivalue_line("markers", line)
-    config.stash[ROWS] = []
+    for name in config.getoption("--report") or []:
+        wrong = report.cannot_write(Path(name))
+        if wrong:
+            raise pytest.UsageError(f"--report {name}: {wrong}")
+    config.pluginmanager.register(rows, "softxp conformance fixtures")
+    config.pluginmanager.register(rows.Rows(config), "softxp conformance rows")
 
 
 # --- who is asked ----------------------------------------------------------------------------------------------------
@@ -108,7 +111,7 @@ def implementation(name: str) -> Implementation:
         return _named("--implementation", name, IMPLEMENTATIONS, Implementation)
     try:
         return IMPLEMENTATIONS[name]()
-    except ImportError as error:
+    except Exception as error:
         raise pytest.UsageError(f"--implementation {name} was named but cannot be used: {error}") from error
 
 
@@ -130,7 +133,9 @@ def subjects(config: pytest.Config) -> list[Subject]:
         targets = [t for t in _installed() if all(not m.modules for m in makers) or t.name in _homes(makers)]
     else:
         targets = [t for name in names for t in (_installed() if name == "all" else [target(name)])]
-    devices = config.getoption("--device")
+    devices, found = config.getoption("--device"), {t.device for t in targets}
+    if devices and not found & set(devices):
+        raise pytest.UsageError(f"--device must be one of {', '.join(sorted(found))}, got {', '.join(devices)}.")
     targets = [t for t in dict.fromkeys(targets) if not devices or t.device in devices]
     for maker in makers:
         if targets and not any(maker.serves(t.module) for t in targets):
@@ -252,10 +257,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ):
             dropped.append(item)
             continue
-        for part, reason in {**subject.target.xfail, **subject.implementation.xfail}.items():
+        for part, reason in subject.xfail.items():
             if part in item.name:
                 item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
-        for part, reason in subject.target.stated.items():
+        for part, reason in subject.stated.items():
             if part in item.name:
                 item.add_marker(pytest.mark.skip(reason=f"stated: {reason}"))
         item.user_properties.append(("subject", _who(subject, item)))
@@ -273,25 +278,36 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
         _refuse_stale(node.config, ids)
 
 
+def _narrowed(config: pytest.Config) -> bool:
+    """Was less asked than everything?"""
+    options = ("--function", "--family", "--kind", "--quick", "--dtype", "--device", "keyword", "markexpr", "deselect",
+               "ignore")  # fmt: skip
+    paths = [config.invocation_params.dir / arg for arg in config.args]
+    return any(config.getoption(o, None) for o in options) or not any(HERE.is_relative_to(p.resolve()) for p in paths)
+
+
 def _refuse_stale(config: pytest.Config, ids: list[str]) -> None:
-    """A line of xfail or of stated that matches no test is an error, unless the run was narrowed."""
-    narrowing = ("--function", "--family", "--kind", "--quick", "--dtype", "--device", "keyword", "markexpr")
-    if any(config.getoption(o) for o in narrowing) or any("::" in a for a in config.args):
+    """A line of xfail or of stated that matches none of its own tests is an error, unless the run was narrowed."""
+    if _narrowed(config):
         return
-    stale = {
-        (s.library, part)
-        for s in subjects(config)
-        # a target's lines are of softxp's answers on it; a peer may never be asked those questions
-        for part in (
-            *(s.target.xfail if s.implementation.name == "softxp" else ()),
-            *(s.target.stated if s.implementation.name == "softxp" else ()),
-            *s.implementation.xfail,
-        )
-        if not any(part in each for each in ids)
-    }
+    chosen = {s.library: s for s in subjects(config)}
+    asked: dict[str, list[str]] = {library: [] for library in chosen}
+    for name in (each.rpartition("::")[2] for each in ids):
+        # the longest, since jax is how jax-jitted begins
+        owners = [library for library in chosen if f"[{library}-" in name or f"[{library}]" in name]
+        if owners:
+            asked[max(owners, key=len)].append(name)
+    stale = [
+        f"{part!r} of {library}"
+        for library, s in chosen.items()
+        # a peer may never be asked what the target states
+        for part in (*s.xfail, *(s.stated if s.ours else ()))
+        if not any(part in name for name in asked[library])
+    ]
     if stale:
-        lines = ", ".join(f"{part!r} of {name}" for name, part in sorted(stale))
-        raise pytest.UsageError(f"expected failures, or statements, that match no test: {lines}; remove them.")
+        raise pytest.UsageError(
+            f"expected failures, or statements, that match no test: {', '.join(sorted(stale))}; remove them."
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -323,95 +339,8 @@ def _who(subject: Subject, item: Any) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def record(request: pytest.FixtureRequest) -> Any:
-    """record(function=..., kind=..., family=..., worst=...): one row of the report."""
-
-    def add(**row: Any) -> None:
-        row = {k: v.item() if hasattr(v, "item") else v for k, v in row.items()}  # rows travel between processes
-        row = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
-        }  # JSON has no inf
-        request.node.user_properties.append(("row", row))
-
-    return add
-
-
-class _Rows:
-    """Gathers the rows, from the workers too."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self.rows = config.stash[ROWS]
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when != "call" and not (report.when == "setup" and not report.passed):
-            return
-        properties: list[tuple[str, Any]] = list(report.user_properties)
-        who = next((value for name, value in properties if name == "subject"), None)
-        if who is None:
-            return
-        outcome = "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
-        end: dict[str, Any] = {"test": report.nodeid.rpartition("/")[2], "outcome": outcome}
-        if outcome == "skipped" and isinstance(report.longrepr, tuple):
-            end["reason"] = report.longrepr[2].removeprefix("Skipped: ")
-        if outcome == "failed":
-            end["reason"] = _reason(report)
-        for row in [value for name, value in properties if name == "row"] or [{}]:
-            self.rows.append({**who, **row, **end})
-
-
-def _reason(report: Any) -> str:
-    """What went wrong, in one line."""
-    crash = getattr(report.longrepr, "reprcrash", None)
-    lines = str(crash.message if crash else report.longrepr).removeprefix("AssertionError:").split("\n")
-    said = [line.strip() for line in lines if line.strip()]
-    return ", ".join(said[:2]) if said[:1] == ["Arrays are not equal"] else "".join(said[:1])
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    session.config.pluginmanager.register(_Rows(session.config), "softxp conformance rows")
-
-
-def run_facts(config: pytest.Config) -> dict[str, Any]:
-    """What a reader must know to believe, or repeat, the run."""
-    names = {"numpy", "softxp", "mpmath", "gmpy2", "array-api-compat"}
-    chosen = subjects(config)
-    for s in chosen:
-        names |= {s.target.module.partition(".")[0], s.implementation.name.partition(".")[0]}
-    versions = {}
-    for name in sorted(names):
-        try:
-            versions[name] = version(name.replace("_", "-"))
-        except PackageNotFoundError:
-            continue
-    return {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "devices": sorted({s.target.device for s in chosen}),
-        "versions": versions,
-        "seed": config.getoption("--seed"),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
-    if hasattr(config, "workerinput"):
-        return
-    for name in config.getoption("--report") or []:
-        path, rows = Path(name), config.stash[ROWS]
-        if path.suffix in (".md", ".html"):
-            from . import report
-
-            report.write(path, [run_facts(config)], report.in_order(rows))
-        else:
-            lines = [{"run": run_facts(config)}, *rows]
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if not hasattr(config, "workerinput"):
+        for name in config.getoption("--report") or []:
+            rows.write(Path(name), rows.facts(subjects(config), config.getoption("--seed")), config.stash[rows.ROWS])

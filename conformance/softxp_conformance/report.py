@@ -8,12 +8,15 @@ import argparse
 import io
 import json
 import math
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .budgets import PROMISE
 from .cases import CASES
 from .inputs import FAMILIES
 from .targets import TARGETS
@@ -23,6 +26,7 @@ INF = math.inf
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 QUESTIONS = [(name, kind) for name in CASES for kind in ("value", "vjp", "jvp")]
 BEGIN, END = "<!-- begin: python -m softxp_conformance.report -->", "<!-- end -->"
+SUFFIXES = (".jsonl", ".md", ".html")
 NEEDS = 'pages need the report extra: pip install "softxp[report]"'
 
 
@@ -194,10 +198,8 @@ def stated_text(rows: list[Row]) -> str:
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise SystemExit(NEEDS) from error
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -252,7 +254,7 @@ def heat_picture(rows: list[Row]) -> str:
 
 def gap_picture(rows: list[Row]) -> str | None:
     """The error of log_softmax's dominant entry at [gap, 0], against the gap."""
-    lines = [r for r in rows if r.get("points") and r["function"] == "log_softmax"]
+    lines = [r for r in rows if r["function"] == "log_softmax" and any(e is not None for _, e in r.get("points") or ())]
     if not lines:
         return None
     plt = _pyplot()
@@ -267,9 +269,9 @@ def gap_picture(rows: list[Row]) -> str | None:
             ours = row["implementation"] == "softxp"
             x, y = zip(*((g, max(e, 1e-2)) for g, e in row["points"] if e is not None), strict=True)
             ax.plot(x, y, color=colours[who(row)], lw=1.8 if ours else 1.2, ls="-" if ours else "--", label=who(row))
-        promise = 1 if dtype in ("float16", "bfloat16") else 12
+        promise = PROMISE["log"](dtype, 0)
         ax.axhline(promise, color="#888888", lw=0.8)
-        ax.text(109, promise * 1.4, f"promise: {promise}", ha="right", size=7, color="#666666")
+        ax.text(109, promise * 1.4, f"promise: {promise:g}", ha="right", size=7, color="#666666")
         ax.set_yscale("log")
         ax.set_title(dtype, size=9)
         ax.set_xlabel("gap")
@@ -315,16 +317,25 @@ code {{ font-size: .9em; overflow-wrap: anywhere; }} svg {{ max-width: 100%; hei
 """
 
 
+def cannot_write(path: Path) -> str | None:
+    """Why no report can be written there, before hours are spent on one; None where it can."""
+    if path.suffix not in SUFFIXES:
+        return f"a report is one of {', '.join(SUFFIXES)}, got {path.suffix or 'no suffix'}."
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        return "the file cannot be written; name one in a folder that exists and can be written to."
+    if path.suffix != ".jsonl" and any(find_spec(name) is None for name in ("matplotlib", "markdown_it")):
+        return NEEDS
+    return None
+
+
 def write(path: Path, runs: list[Row], rows: list[Row]) -> None:
     """A Markdown page with its pictures beside it, or one HTML page that holds them."""
     if path.suffix != ".html":
         text = sections(runs, rows, _beside(path))
         path.write_text(f"# softxp conformance\n\n{text}")
         return
-    try:
-        from markdown_it import MarkdownIt
-    except ImportError as error:
-        raise SystemExit(NEEDS) from error
+    from markdown_it import MarkdownIt
+
     pictures: list[str] = []
 
     def keep(name: str, words: str, svg: str) -> str:
@@ -362,6 +373,9 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="FILE", help="a page: .html or .md")
     parser.add_argument("--insert", type=Path, metavar="FILE", help=f"a page that holds {BEGIN} and {END}")
     given = parser.parse_args()
+    wrong = given.write and cannot_write(given.write) or given.insert and cannot_write(given.insert)
+    if wrong:
+        parser.error(wrong)
     runs, rows = read(given.reports)
     if given.write:
         write(given.write, runs, rows)

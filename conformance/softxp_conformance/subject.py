@@ -3,6 +3,7 @@
 Answers and truths are kept, since one call answers for every family of rows.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -29,10 +30,22 @@ class Subject:
     dtype: str
 
     @property
+    def ours(self) -> bool:
+        return self.implementation.name == "softxp"
+
+    @property
     def library(self) -> str:
         """The target's name, and the implementation's unless it is softxp."""
-        name = self.implementation.name
-        return self.target.name if name == "softxp" else f"{self.target.name}:{name}"
+        return self.target.name if self.ours else f"{self.target.name}:{self.implementation.name}"
+
+    @property
+    def xfail(self) -> Mapping[str, str]:
+        """A target's expected failures are of softxp's answers on it."""
+        return {**(self.target.xfail if self.ours else {}), **self.implementation.xfail}
+
+    @property
+    def stated(self) -> Mapping[str, str]:
+        return self.target.stated
 
     def __str__(self) -> str:
         return f"{self.library}-{self.dtype}"
@@ -176,7 +189,4 @@ def truth(kind: str, case: Case, variant: str, dtype: str, own: bool) -> Truth:
         return case.truth(x, **options)
     if own:
         options.pop("return_sign", None)
-    v = direction(kind, case, variant, dtype)
-    if kind == "vjp" and v.ndim == 1:
-        v = v[:, None]
-    return (case.vjp if kind == "vjp" else case.jvp)(x, v, **options)
+    return case.derivative(kind, x, direction(kind, case, variant, dtype), **options)

@@ -47,9 +47,7 @@ class Target:
 
     # how it is used
     call: Callable[[Any, Any, Any], Any] = _call  # (function, arrays, options) -> answer
-    context: Callable[[str], AbstractContextManager[Any]] = lambda dtype: (
-        nullcontext()
-    )  # around each test, by its dtype
+    context: Callable[[str], AbstractContextManager[Any]] = nullcontext  # around each test, given its dtype
     ready: Callable[[], Any] = lambda: None  # raises where the library imports and its device is not there
     # the library's own autograd: (function, arrays, options, cotangent or tangent of the first array). With neither,
     # derivatives are those that the implementation brings
@@ -89,13 +87,14 @@ def _read_only(a: Any) -> Any:
     return a
 
 
-def _short(function: str, kind: str, dtype: str, long: bool) -> bool:
-    """numpy's softmax of short rows and of float64, torch's of short rows, take plain passes."""
+def _but_short_softmax(function: str, kind: str, dtype: str, long: bool) -> bool:
+    """softmax of short rows takes plain passes, here and on torch."""
     return not (function == "softmax" and kind == "value" and not long)
 
 
 def _numpy_wide(function: str, kind: str, dtype: str, long: bool) -> bool:
-    return _short(function, kind, dtype, long) and not (
+    """softmax of float64 takes them at any length: numpy has no step wider."""
+    return _but_short_softmax(function, kind, dtype, long) and not (
         function == "softmax" and kind == "value" and dtype == "float64"
     )
 
@@ -359,7 +358,7 @@ TORCH = Target(
     stated=_plain_road("torch", "float16", "bfloat16", "float32", "float64"),
     steps_back=False,
     tight=True,
-    wide=_short,
+    wide=_but_short_softmax,
 )
 JAX = Target(
     "jax",

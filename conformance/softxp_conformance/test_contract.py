@@ -34,18 +34,25 @@ def test_contract_dtype_device_and_inputs(subject: Subject, case: Case) -> None:
     assert [subject.bits(a) for a in arrays] == before
 
 
-@pytest.mark.parametrize("name", ["strided", "transposed", "reversed", "broadcast"])
+@pytest.mark.family("normal")
+@pytest.mark.parametrize("name", ["strided", "transposed", "reversed", "broadcast", "read-only"])
 def test_contract_views(subject: Subject, case: Case, name: str, record: Any) -> None:
-    """A strided, a transposed and a reversed view, and one row repeated, answer as their copies do."""
+    """A strided, a transposed and a reversed view, one row repeated, and an array that forbids to be written, answer as
+    their copies do."""
     if name == "reversed" and not subject.target.steps_back:
         pytest.skip(f"{subject.target.name} has no slices with a negative step")
     x = inputs.block((7, 10), subject.dtype, seed=3)
     whole = subject.give(x)
+    if name == "read-only":
+        if not isinstance(whole, np.ndarray):
+            pytest.skip(f"{subject.target.name} has no read-only arrays that we know of")
+        whole.flags.writeable = False
     view = {
         "strided": lambda a: a[:, ::2],
         "transposed": lambda a: a.T,
         "reversed": lambda a: a[:, ::-1],
         "broadcast": lambda a: a[:1, :],
+        "read-only": lambda a: a[:, :],
     }[name]
     copy, seen = np.ascontiguousarray(view(x)), view(whole)
     if name == "broadcast":
@@ -66,6 +73,7 @@ def _broadcast(a: Any, shape: tuple[int, ...]) -> Any:
     return a.expand(*shape) if hasattr(a, "expand") else None
 
 
+@pytest.mark.family("normal")
 def test_contract_wider_answer(subject: Subject, case: Case, record: Any) -> None:
     """dtype= widens before rounding: what comes back is in float32, and is no float16 number in disguise."""
     if subject.dtype not in ("float16", "bfloat16"):
@@ -256,6 +264,7 @@ def test_contract_traced_once(library: Subject, case: Case) -> None:
     assert library.target.traces(library.function(case.name), calls, options) == 1
 
 
+@pytest.mark.family("normal")
 def test_contract_export(subject: Subject, case: Case, record: Any) -> None:
     """The exported graph gives the answer too, tails included."""
     if subject.target.export is None:

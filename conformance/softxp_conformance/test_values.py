@@ -12,6 +12,7 @@ from .cases import CASES, Case
 from .compare import judge
 from .inputs import ALL, DRAWN, VOCABULARY
 from .subject import Question, Subject, answer, truth
+from .ulp import distance
 
 
 def test_rows(subject: Subject, value_question: Question, record: Any) -> None:
@@ -31,8 +32,7 @@ def test_drawn(subject: Subject, case: Case, record: Any, request: pytest.Fixtur
     rows: list[dict[str, Any]] = []
 
     @seed(number)
-    @settings(max_examples=examples, deadline=None, database=None,
-              phases=[Phase.generate])  # fmt: skip
+    @settings(max_examples=examples, deadline=None, database=None, phases=[Phase.generate])
     @given(inputs.drawn(subject.dtype))
     def check(x: Any) -> None:
         options = case.labels(x)
@@ -42,21 +42,24 @@ def test_drawn(subject: Subject, case: Case, record: Any, request: pytest.Fixtur
 
     try:
         check()
+    except Exception as error:
+        error.add_note(f"drawn by --seed {number}")
+        raise
     finally:
         if rows:  # one line of the report for all of them
             worst, mean = ([row[k] for row in rows] for k in ("worst", "mean"))
             if None in worst:
                 record(**{**rows[-1], "worst": None, "mean": None})
             else:
-                record(
-                    **{**rows[-1], "worst": max(worst), "mean": max(mean), "promise": max(r["promise"] for r in rows)}
-                )
+                promise = max(row["promise"] for row in rows)
+                record(**{**rows[-1], "worst": max(worst), "mean": max(mean), "promise": promise})
 
 
 # distinct primes, so that no axis passes for another
 SHAPE = (3, 5, 7)
 
 
+@pytest.mark.family("normal")
 @pytest.mark.parametrize(
     "axis", [0, (0, 2), *(pytest.param(axis, marks=pytest.mark.thorough) for axis in (1, -1, (-1, 1), None))], ids=str
 )
@@ -124,7 +127,8 @@ def test_gap(subject: Subject, name: str, record: Any) -> None:
     right = case.truth(x, **labels)
     rows: list[dict[str, Any]] = []
     try:
-        judge(lambda **row: rows.append(row), subject, case, "value", "dominant", "[gap, 0]", got, right)
+        judge(lambda **row: rows.append(row), subject, case, "value", "dominant", "[gap, 0]", got, right,
+              names=[f"gap {g:g}" for g in GAPS])  # fmt: skip
     finally:
         if rows:
             record(**rows[0], points=_points(subject, got, right))
@@ -132,8 +136,6 @@ def test_gap(subject: Subject, name: str, record: Any) -> None:
 
 def _points(subject: Subject, got: Any, right: Any) -> list[list[float | None]]:
     """[gap, ulp] of the dominant entry, for the picture."""
-    from .ulp import distance
-
     target, dominant = subject.target, got.reshape(len(GAPS), -1)[:, 0]
     d = distance(dominant, right.value[:, 0], subject.dtype, flushes=subject.dtype in target.flushes)
     return [[float(g), float(e) if np.isfinite(e) else None] for g, e in zip(GAPS, d, strict=True)]
