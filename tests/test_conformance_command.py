@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-ONE = ["--target", "numpy", "--function", "softmax", "--dtype", "float32", "--kind", "values", "--family", "normal"]
+ONE = ["--target", "numpy", "--function", "softmax", "--dtype", "float32", "--kind", "values", "--family", "ties"]
 
 
 def suite(*arguments, home=None):
@@ -33,6 +33,9 @@ def test_help_is_short():
     (["--target", "numpyy"], 4, "is none of numpy"),
     (["--target", "cupy"], 4, "was named but cannot be used"),
     (["--target", "numpy", "--implementation", "jax.nn"], 4, "takes arrays of jax"),
+    (["--target", "numpy", "--device", "mars"], 4, "--device must be one of cpu, got mars"),
+    ([*ONE, "--report", "page.pdf"], 4, "one of .jsonl, .md, .html, got .pdf"),
+    ([*ONE, "--report", "no/such/folder/page.html"], 4, "cannot be written"),
     (["--target", "numpy", "--implementation", "os:path"], 4, "must be a softxp_conformance.implementations.Implementation"),
     ([*ONE, "-k", "no_such_test"], 5, "nothing was asked"),
 ])  # fmt: skip
@@ -45,10 +48,18 @@ def test_seeds_replay():
     def drawn(seed):
         done = suite("--implementation", "scipy.special", "--function", "log_softmax", "--dtype", "float32", "--seed", seed,
                      "--family", "drawn")  # fmt: skip
-        return [line for line in done.stdout.splitlines() if "AssertionError" in line]
+        return [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
 
     assert drawn("1") == drawn("1") != drawn("2")
     assert "(seed 1)" in drawn("1")[0]
+
+
+def theirs(folder, fields):
+    text = """
+        from softxp_conformance.targets import Target
+        TARGET = Target("theirs", "numpy", dtypes=("float32",), FIELDS)
+        """
+    (folder / "theirs.py").write_text(textwrap.dedent(text).replace("FIELDS", fields))
 
 
 @pytest.mark.parametrize("fields,words", [
@@ -57,11 +68,27 @@ def test_seeds_replay():
     ('xfail={"test_contract_bool": "it is refused all the same"}', "[XPASS(strict)]"),
 ])  # fmt: skip
 def test_stale_expectations_are_errors(tmp_path, fields, words):
-    (tmp_path / "theirs.py").write_text(
-        textwrap.dedent(f"""
-        from softxp_conformance.targets import Target
-        TARGET = Target("theirs", "numpy", dtypes=("float32",), {fields}, only=("test_contract_bool", "test_contract_lazy"))
-        """)
-    )
+    theirs(tmp_path, f"{fields}, only=('test_contract_bool', 'test_contract_lazy')")
     done = suite("--target", "theirs:TARGET", "-n", "1", home=tmp_path)
     assert done.returncode != 0 and words in done.stdout + done.stderr, done.stdout
+
+
+def test_another_targets_tests_do_not_keep_a_line_alive(tmp_path):
+    theirs(tmp_path, 'xfail={"integers[numpy-int8]": "of numpy, not of theirs"}')
+    done = suite("--target", "numpy", "--target", "theirs:TARGET", "--collect-only", home=tmp_path)
+    assert done.returncode == 4 and "'integers[numpy-int8]' of theirs" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    "narrower", [["--deselect", "x"], ["--ignore", "x"], ["--dtype", "float32"], ["-k", "test_rows"]]
+)
+def test_a_narrowed_run_finds_nothing_stale(tmp_path, narrower):
+    theirs(tmp_path, 'xfail={"no such test": "gone"}')
+    done = suite("--target", "theirs:TARGET", "--collect-only", *narrower, home=tmp_path)
+    assert "match no test" not in done.stderr and "test_rows[theirs-float32" in done.stdout, done.stderr
+
+
+def test_a_peer_is_asked_everything():
+    """What a target states of softxp's answers is not stale because a peer was asked."""
+    done = suite("--implementation", "scipy.special", "--collect-only")
+    assert "test_rows[numpy:scipy.special-float32-softmax" in done.stdout, done.stdout[-500:] + done.stderr

@@ -19,6 +19,13 @@ def test_examples_run(page):
         exec(compile(block, str(page), "exec"), scope)
 
 
+def test_the_matrix_to_paste_is_the_one_that_runs():
+    text = (HOME / "docs" / "conformance.md").read_text()
+    theirs = (HOME / "examples/third_party/.github/workflows/conformance.yml").read_text()
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.S | re.M)
+    assert block == theirs.partition("\n")[2]  # but for the comment above it
+
+
 def test_the_doctor():
     out = subprocess.run([sys.executable, "-m", "softxp"], capture_output=True, text=True, check=True).stdout
     assert "All agree." in out

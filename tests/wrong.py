@@ -54,6 +54,12 @@ def _textbook_log(x, *, axis: int = -1):
     return d - np.log(np.exp(d).sum(axis, keepdims=True))
 
 
+@quietly
+def _doubled_and_halved(x, *, axis: int = -1):
+    y = softxp.logmeanexp(x, axis=axis)
+    return np.asarray((y + y) / 2, dtype=x.dtype)
+
+
 def _leaks(x, p, axis):
     return p + 0 * np.roll(p, 1, 0) if p.ndim == 2 else p
 
@@ -80,6 +86,7 @@ NO_SHIFT = wrong("no shift", softmax(_no_shift))
 HALF_INSIDE = wrong("float16 inside", softmax(_half_inside))
 SUM_IN_HALF = wrong("sum in float16", {"logsumexp": _sum_in_half})
 TEXTBOOK_LOG = wrong("log(1 + r)", {"log_softmax": _textbook_log})
+OVERFLOWS = wrong("overflows", {"logmeanexp": _doubled_and_halved})
 LEAKS = wrong("NaN row leaks", softmax(_leaks))
 ONE_ULP_MORE = wrong("1 ulp more on long rows", softmax(_one_ulp_more))
 WRITES = wrong("in-place write", {"softmax": _writes})

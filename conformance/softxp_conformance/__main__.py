@@ -1,4 +1,7 @@
-"""python -m softxp_conformance --target torch [its options, and pytest's own]"""
+"""Judges a softmax family on an array library, answer by answer, against a high-precision truth.
+
+python -m softxp_conformance --target torch [its options, and pytest's own]
+"""
 
 import argparse
 import os
@@ -10,26 +13,37 @@ from typing import Any
 import pytest
 
 EPILOG = """\
-All of pytest's options are taken too: -n 2 for two workers, -k and -x, --tb=short for where a failure came from.
+All of pytest's options are taken too: -n 2 for two workers, -k and -x, --tb=short for where an exception came from.
 Exit code: 0 when everything asked was answered within its bound, 1 when not, 4 for a target that cannot be used,
 5 when nothing was asked. The last line says the verdict and the counts.
 """
 
 
 class Verdict:
-    """Counts, and the last line."""
+    """What failed, the counts, and the last line."""
 
     def __init__(self) -> None:
         self.counts = dict.fromkeys(("passed", "failed", "expected to fail", "skipped"), 0)
+        self.failures: list[str] = []
         self.start = time.monotonic()
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._fails(report)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            self.counts["failed"] += 1
+            self._fails(report)
         elif report.skipped:
             self.counts["expected to fail" if hasattr(report, "wasxfail") else "skipped"] += 1
         elif report.when == "call":
             self.counts["passed"] += 1
+
+    def _fails(self, report: Any) -> None:
+        from .rows import reason
+
+        self.counts["failed"] += 1
+        self.failures.append(f"FAILED {report.nodeid.rpartition('::')[2]}: {reason(report)}")
 
     def line(self, subjects: list[Any]) -> str:
         names = ", ".join(dict.fromkeys(s.library for s in subjects))
@@ -60,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     here = str(Path(__file__).parent)
     defaults = ["-p", "softxp_conformance.plugin", "-p", "no:cacheprovider", "--rootdir", here, "-c", os.devnull]
-    defaults += ["-q", "--tb=line", "--dist=worksteal"]  # neighbouring tests share an answer: keep them on one worker
+    defaults += ["-q", "--dist=worksteal"]  # neighbouring tests share an answer: keep them on one worker
+    defaults += ["--tb=no", "-rN"]  # what failed is said once, by the verdict
     verdict, chosen = Verdict(), []
 
     class Keep:
@@ -72,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
     code = pytest.main([*defaults, here, *given], plugins=[verdict, Keep()])
     if code in (0, 1, 5):
-        print(verdict.line(chosen))
+        print(*verdict.failures, verdict.line(chosen), sep="\n")
         if code == 0 and not any(verdict.counts[k] for k in ("passed", "failed", "expected to fail")):
             return 5
     return int(code)

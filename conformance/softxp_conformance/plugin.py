@@ -73,6 +73,8 @@ def pytest_configure(config: pytest.Config) -> None:
         wrong = report.cannot_write(Path(name))
         if wrong:
             raise pytest.UsageError(f"--report {name}: {wrong}")
+    if any(config.getoption(option) for option in ("--target", "--implementation", "--device")):
+        subjects(config)  # who was named and cannot be asked is said at once
     config.pluginmanager.register(rows, "softxp conformance fixtures")
     config.pluginmanager.register(rows.Rows(config), "softxp conformance rows")
 

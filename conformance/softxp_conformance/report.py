@@ -373,9 +373,9 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="FILE", help="a page: .html or .md")
     parser.add_argument("--insert", type=Path, metavar="FILE", help=f"a page that holds {BEGIN} and {END}")
     given = parser.parse_args()
-    wrong = given.write and cannot_write(given.write) or given.insert and cannot_write(given.insert)
-    if wrong:
-        parser.error(wrong)
+    for path in filter(None, (given.write, given.insert)):
+        if wrong := cannot_write(path):
+            parser.error(f"{path}: {wrong}")
     runs, rows = read(given.reports)
     if given.write:
         write(given.write, runs, rows)
