@@ -82,11 +82,11 @@ def main(argv: list[str] | None = None) -> int:
         def pytest_sessionfinish(self, session: pytest.Session) -> None:
             from .plugin import subjects
 
-            if not hasattr(session.config, "workerinput"):
+            if not hasattr(session.config, "workerinput") and not session.config.option.collectonly:
                 chosen.extend(subjects(session.config))
 
     code = pytest.main([*defaults, here, *given], plugins=[verdict, Keep()])
-    if code in (0, 1, 5):
+    if chosen and code in (0, 1, 5):
         print(*verdict.failures, verdict.line(chosen), sep="\n")
         if code == 0 and not any(verdict.counts[k] for k in ("passed", "failed", "expected to fail")):
             return 5

@@ -164,12 +164,14 @@ def _homes(makers: list[Implementation]) -> set[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`subject` runs over all, `library` over one dtype of each, `case` and questions over what each can be asked."""
     names = metafunc.fixturenames
-    if metafunc.module.__package__ != __package__ or not {"subject", "library"} & set(names):
+    if not metafunc.definition.path.is_relative_to(HERE) or not {"subject", "library"} & set(names):
         return
     chosen = subjects(metafunc.config)
+    if metafunc.config.getoption("--quick") and _kind_of(metafunc.definition) != "values":
+        chosen = _one_dtype(chosen)
     who = "subject"
     if "library" in names:
-        who, chosen = "library", list({s.library: s for s in reversed(chosen)}.values())[::-1]
+        who, chosen = "library", _one_dtype(chosen)
     about = metafunc.definition.get_closest_marker("about")
     if about:
         chosen = [s for s in chosen if s.implementation.takes(about.args[0], {})]
@@ -184,6 +186,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             return
     ids = [str(s) if who == "subject" else s.library for s in chosen]
     metafunc.parametrize(who, chosen, ids=ids)
+
+
+def _one_dtype(chosen: list[Subject]) -> list[Subject]:
+    """One subject a library, in float32 where it is asked in that: what is no value seldom differs by dtype."""
+    best: dict[str, Subject] = {}
+    for s in chosen:
+        if s.library not in best or s.dtype == "float32":
+            best[s.library] = s
+    return list(best.values())
 
 
 def _over(metafunc: pytest.Metafunc, who: str, what: str, pairs: list[tuple[Subject, Any]]) -> None:
@@ -235,7 +246,7 @@ def _family_of(item: Any) -> str | None:
     return marker.args[0] if marker else None
 
 
-def _kind_of(item: pytest.Item) -> str:
+def _kind_of(item: Any) -> str:
     return item.path.stem.removeprefix("test_")
 
 
@@ -344,5 +355,6 @@ def _who(subject: Subject, item: Any) -> dict[str, Any]:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
     if not hasattr(config, "workerinput"):
+        seed: Any = config.getoption("--seed")
         for name in config.getoption("--report") or []:
-            rows.write(Path(name), rows.facts(subjects(config), config.getoption("--seed")), config.stash[rows.ROWS])
+            rows.write(Path(name), rows.facts(subjects(config), seed), config.stash[rows.ROWS])

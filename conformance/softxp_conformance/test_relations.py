@@ -67,7 +67,7 @@ def test_permutation(subject: Subject, name: str, record: Any) -> None:
           gap=_gap(x[:, order]) if name == "softmax" else 0.0)  # fmt: skip
 
 
-@pytest.mark.parametrize("pieces", [2, 7, 1001])
+@pytest.mark.parametrize("pieces", [2, 101])
 def test_chunk_and_merge(subject: Subject, pieces: int, record: Any) -> None:
     """logsumexp of the pieces' logsumexp."""
     subject.needs("logsumexp")
