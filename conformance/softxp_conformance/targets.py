@@ -451,8 +451,8 @@ TARGETS = {
             asnumpy=_dask_compute,
             call=_lazily,
             lazy=True,
-            # graphs of many tasks: values in two dtypes, reverse mode in one, a few variants of the rest; and few running sums,
-            # whose graphs of small pieces take seconds to plan
+            # graphs of many tasks: values in two dtypes, reverse mode in one, a few variants of the rest; and few running
+            # sums, whose graphs of small pieces take seconds to plan
             only=(
                 r"^(?!test_(rows|vjp|jvp)\b|test_contract_.*-float16|test_(long|contract_(threads|same)|drawn).*logcumsumexp)",
                 r"test_(drawn|contract_same_bits\b).*float32-logcumsumexp",
