@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from . import inputs
+from .budgets import NARROW
 from .cases import Case
 from .compare import judge
 from .subject import Subject
@@ -76,7 +77,7 @@ def _broadcast(a: Any, shape: tuple[int, ...]) -> Any:
 @pytest.mark.family("normal")
 def test_contract_wider_answer(subject: Subject, case: Case, record: Any) -> None:
     """dtype= widens before rounding: what comes back is in float32, and is no float16 number in disguise."""
-    if subject.dtype not in ("float16", "bfloat16"):
+    if subject.dtype not in NARROW:
         pytest.skip("a wider answer is asked of 16 bits")
     subject.needs(case.name, dtype=None)
     x, labels = _block(subject, case, (5, 7), seed=4)
