@@ -370,18 +370,18 @@ JAX = Target(
     jvp=_jax_jvp,
     traces=_jax_traces,
     export=_jax_export,
-    # XLA compiles every question, half a second or more: every value in three dtypes, reverse mode in float64, a few
-    # variants of the rest; the contract in two dtypes, axes in the narrowest, all lengths in float32 along the last axis
+    # XLA compiles every question, half a second or more: every value in three dtypes, derivatives in float64, a few
+    # variants of the rest; the contract and all lengths in float32, axes in the narrowest
     only=(
-        r"^(?!test_(rows|vjp|jvp|contract.*-float(16|64)-|axis.*-float(16|32|64)-|long)\b)",
+        r"^(?!test_(rows|vjp|jvp|contract.*-(b?float16|float64)-|axis.*-float(16|32|64)-|long)\b)",
         r"test_rows.*(bfloat16|float32|float64)-",
         r"test_rows.*-float16-\w+-(plain|where|T per row|weighted mean)-",
         r"test_vjp.*float64-",
         r"test_vjp.*-(bfloat16|float16|float32)-\w+-(plain|where|T per row|weighted mean)-",
-        r"test_jvp.*(bfloat16|float64)-\w+-(plain|where|T per row|weighted mean)-",
+        r"test_jvp.*float64-\w+-(plain|where|T per row|weighted mean)-",
         r"test_long.*-float32-.*(--1|vjp|jvp)\]",
-        r"test_long.*-(float16|float64)-.*(50257-normal|vjp)",
-        r"test_long.*-bfloat16-.*50257-normal--1",
+        r"test_long.*-(float16|float64)-(?!logcumsumexp).*(50257-normal|vjp)",
+        r"test_long.*-bfloat16-(?!logcumsumexp).*50257-normal--1",
     ),
     stated={"same_bits_in_a_batch": "XLA compiles each shape anew, and may vectorise it otherwise"},
     flushes=("bfloat16", "float32", "float64"),

@@ -36,7 +36,14 @@ def test_contract_dtype_device_and_inputs(subject: Subject, case: Case) -> None:
 
 
 @pytest.mark.family("normal")
-@pytest.mark.parametrize("name", ["strided", "transposed", "reversed", "broadcast", "read-only"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "strided",
+        "broadcast",
+        *(pytest.param(n, marks=pytest.mark.thorough) for n in ("transposed", "reversed", "read-only")),
+    ],
+)
 def test_contract_views(subject: Subject, case: Case, name: str, record: Any) -> None:
     """A strided, a transposed and a reversed view, one row repeated, and an array that forbids to be written, answer as
     their copies do."""
