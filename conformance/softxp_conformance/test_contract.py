@@ -20,6 +20,11 @@ def _block(subject: Subject, case: Case, shape: tuple[int, int], seed: int) -> t
     return x, case.labels(x)
 
 
+def _thorough(value: Any) -> Any:
+    """Left out by --quick."""
+    return pytest.param(value, marks=pytest.mark.thorough)
+
+
 # --- what comes back, and what is left alone --------------------------------------------------------------------------
 
 
@@ -36,14 +41,7 @@ def test_contract_dtype_device_and_inputs(subject: Subject, case: Case) -> None:
 
 
 @pytest.mark.family("normal")
-@pytest.mark.parametrize(
-    "name",
-    [
-        "strided",
-        "broadcast",
-        *(pytest.param(n, marks=pytest.mark.thorough) for n in ("transposed", "reversed", "read-only")),
-    ],
-)
+@pytest.mark.parametrize("name", ["strided", "broadcast", *map(_thorough, ("transposed", "reversed", "read-only"))])
 def test_contract_views(subject: Subject, case: Case, name: str, record: Any) -> None:
     """A strided, a transposed and a reversed view, one row repeated, and an array that forbids to be written, answer as
     their copies do."""
@@ -118,7 +116,7 @@ def test_contract_empty(subject: Subject, case: Case, shape: tuple[int, int]) ->
         np.testing.assert_array_equal(got, 0.0 if options else -np.inf)
 
 
-@pytest.mark.parametrize("axis", [-1, None, *(pytest.param(a, marks=pytest.mark.thorough) for a in (0, ()))], ids=str)
+@pytest.mark.parametrize("axis", [-1, None, *map(_thorough, (0, ()))], ids=str)
 def test_contract_one_number(subject: Subject, case: Case, axis: Any) -> None:
     """A single number is a row of one, and an array without rows under axis=()."""
     if case.reduces and case.labels(np.zeros((1, 1))):
