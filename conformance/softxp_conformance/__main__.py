@@ -45,10 +45,14 @@ class Verdict:
         self.counts["failed"] += 1
         self.failures.append(f"FAILED {report.nodeid.rpartition('::')[2]}: {reason(report)}")
 
+    @property
+    def empty(self) -> bool:
+        return not any(self.counts[k] for k in ("passed", "failed", "expected to fail"))
+
     def line(self, subjects: list[Any]) -> str:
         names = ", ".join(dict.fromkeys(s.library for s in subjects))
-        passed, failed = self.counts["passed"], self.counts["failed"]
-        if not passed + failed:
+        failed = self.counts["failed"]
+        if self.empty:
             return "nothing was asked"
         word = "does not conform" if failed else "conforms"
         if len(dict.fromkeys(s.library for s in subjects)) > 1:
@@ -76,21 +80,22 @@ def main(argv: list[str] | None = None) -> int:
     defaults = ["-p", "softxp_conformance.plugin", "-p", "no:cacheprovider", "--rootdir", here, "-c", os.devnull]
     defaults += ["-q", "--dist=worksteal"]  # neighbouring tests share an answer: keep them on one worker
     defaults += ["--tb=no", "-rN"]  # what failed is said once, by the verdict
-    verdict, chosen = Verdict(), []
+    verdict, ended = Verdict(), []
 
     class Keep:
         def pytest_sessionfinish(self, session: pytest.Session) -> None:
             from .plugin import subjects
 
             if not hasattr(session.config, "workerinput") and not session.config.option.collectonly:
-                chosen.extend(subjects(session.config))
+                ended.append(subjects(session.config))
 
-    code = pytest.main([*defaults, here, *given], plugins=[verdict, Keep()])
-    if chosen and code in (0, 1, 5):
-        print(*verdict.failures, verdict.line(chosen), sep="\n")
-        if code == 0 and not any(verdict.counts[k] for k in ("passed", "failed", "expected to fail")):
-            return 5
-    return int(code)
+    code = int(pytest.main([*defaults, here, *given], plugins=[verdict, Keep()]))
+    if code == 2 and verdict.failures:  # -x among workers, or a test file that cannot be read
+        code = 1
+    if ended and code in (0, 1, 5):
+        print(*verdict.failures, verdict.line(ended[0]), sep="\n")
+        code = 5 if verdict.empty else code
+    return code
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def judge(
 
     hi, lo, scale, gap = (fit(part) for part in (truth.value.hi, truth.value.lo, truth.scale, truth.gap))
     bound = PROMISE["gradient" if kind in DERIVATIVES else case.kind](dtype, gap)
-    distance = ulp.distance(got, DD(hi, lo), dtype, scale, dtype in target.flushes)
+    distance = ulp.distance(got, DD(hi, lo), dtype, scale, target.lost(case.kind, kind, dtype))
     bound = np.broadcast_to(bound, shape)
     worst, mean = float(np.max(distance, initial=0.0)), float(np.mean(distance)) if distance.size else 0.0
     arithmetic = target.arithmetic(case.name, kind, dtype, long)

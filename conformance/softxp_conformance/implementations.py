@@ -47,6 +47,8 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, Parameter]:
         return signature(function, eval_str=True).parameters
     except NameError:  # an annotation's name is imported for type checkers alone
         return signature(function).parameters
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{function!r} has no signature to read; wrap it in a def, with softxp's names.") from error
 
 
 def _fits(value: Any, annotation: Any) -> bool:

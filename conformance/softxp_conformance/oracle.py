@@ -424,9 +424,10 @@ def _loss(
     slope = num.where(outside, NAN, _settle(row, slope))
     loss = num.where(dropped, 0.0, loss * s)
     slope = num.where(dropped, 0.0, slope * s)
-    widest = 0.0 if softcap is None else softcap
+    # a capped logit is rounded at the size of the cap, and the loss feels it by its slope
+    felt = 0.0 if softcap is None else softcap * np.sum(np.abs(slope.hi), -1, keepdims=True)
     return Loss(
-        row, q, loss, np.where(dropped, 0.0, (size + 2 * widest) * s), num.where(dropped, 0.0, weight * s), slope,
+        row, q, loss, np.where(dropped, 0.0, size * s + felt), num.where(dropped, 0.0, weight * s), slope,
         slope_size.hi * s, u, cap,
     )  # fmt: skip
 

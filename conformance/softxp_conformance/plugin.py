@@ -76,7 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if any(config.getoption(option) for option in ("--target", "--implementation", "--device")):
         subjects(config)  # who was named and cannot be asked is said at once
     config.pluginmanager.register(rows, "softxp conformance fixtures")
-    config.pluginmanager.register(rows.Rows(config), "softxp conformance rows")
+    config.pluginmanager.register(rows.Rows(config, lambda: subjects(config)), "softxp conformance rows")
 
 
 # --- who is asked ----------------------------------------------------------------------------------------------------
@@ -109,10 +109,15 @@ def target(name: str) -> Target:
 
 
 def implementation(name: str) -> Implementation:
-    if name not in IMPLEMENTATIONS:
-        return _named("--implementation", name, IMPLEMENTATIONS, Implementation)
+    """An implementation by name, its signatures read, or a usage error that says what to do."""
+    theirs = name not in IMPLEMENTATIONS
     try:
-        return IMPLEMENTATIONS[name]()
+        found = _named("--implementation", name, IMPLEMENTATIONS, Implementation) if theirs else IMPLEMENTATIONS[name]()
+        for function in found.functions:
+            found.takes(function, {})
+        return found
+    except pytest.UsageError:
+        raise
     except Exception as error:
         raise pytest.UsageError(f"--implementation {name} was named but cannot be used: {error}") from error
 
@@ -129,7 +134,7 @@ def subjects(config: pytest.Config) -> list[Subject]:
     """Every implementation on every target that it serves, in every dtype."""
     if SUBJECTS in config.stash:
         return config.stash[SUBJECTS]
-    makers = [implementation(name) for name in config.getoption("--implementation") or ["softxp"]]
+    makers = [implementation(name) for name in dict.fromkeys(config.getoption("--implementation") or ["softxp"])]
     names = config.getoption("--target")
     if names is None:  # all that is installed; for a peer, its own library as it comes
         targets = [t for t in _installed() if all(not m.modules for m in makers) or t.name in _homes(makers)]
@@ -145,6 +150,10 @@ def subjects(config: pytest.Config) -> list[Subject]:
             raise pytest.UsageError(
                 f"--implementation {maker.name} takes arrays of {', '.join(maker.modules)}, got --target {names_of}."
             )
+    for chosen in (targets, makers):
+        twice = [each for i, each in enumerate(chosen) if each.name in {other.name for other in chosen[:i]}]
+        if twice:
+            raise pytest.UsageError(f"two of those named are called {twice[0].name!r}; give each a name of its own.")
     dtypes = config.getoption("--dtype")
     config.stash[SUBJECTS] = [
         Subject(t, maker, dtype)
@@ -313,10 +322,13 @@ def _refuse_stale(config: pytest.Config, ids: list[str]) -> None:
     stale = [
         f"{part!r} of {library}"
         for library, s in chosen.items()
-        # a peer may never be asked what the target states
-        for part in (*s.xfail, *(s.stated if s.ours else ()))
+        if s.ours  # a peer may never be asked what the target states
+        for part in {**s.target.xfail, **s.target.stated}
         if not any(part in name for name in asked[library])
     ]
+    for maker in {s.implementation: s for s in chosen.values()}:
+        of_all = [name for library, s in chosen.items() if s.implementation is maker for name in asked[library]]
+        stale += [f"{part!r} of {maker.name}" for part in maker.xfail if not any(part in name for name in of_all)]
     if stale:
         raise pytest.UsageError(
             f"expected failures, or statements, that match no test: {', '.join(sorted(stale))}; remove them."
@@ -341,15 +353,10 @@ def _in_context(request: pytest.FixtureRequest) -> Any:
 
 
 def _who(subject: Subject, item: Any) -> dict[str, Any]:
-    return {
-        "target": subject.target.name,
-        "implementation": subject.implementation.name,
-        "device": subject.target.device,
-        "dtype": subject.dtype if "subject" in item.callspec.params else None,
-        "function": _function_of(item),
-        "family": _family_of(item),
-        "section": _kind_of(item),
-    }
+    dtype = subject.dtype if "subject" in item.callspec.params else None
+    return rows.described(
+        subject, dtype=dtype, function=_function_of(item), family=_family_of(item), section=_kind_of(item)
+    )
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

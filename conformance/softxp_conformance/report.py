@@ -38,12 +38,12 @@ def read(paths: Iterable[str | Path]) -> tuple[list[Row], list[Row]]:
     runs: list[Row] = []
     rows: list[Row] = []
     for path in paths:
-        for line in Path(path).read_text().splitlines():
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             if "run" in row:
                 runs.append(row["run"])
             else:
-                rows.append(row)
+                rows.append({**row, "asked in": str(path)})  # the same question may be answered in several runs
     return runs, in_order(rows)
 
 
@@ -109,7 +109,7 @@ def runs_text(runs: list[Row]) -> str:
 def verdict_text(rows: list[Row]) -> str:
     lines = []
     for (name,), asked in grouped(rows, who).items():
-        outcome = Counter({r["test"]: r["outcome"] for r in asked}.values())
+        outcome = Counter({(r.get("asked in"), r["test"]): r["outcome"] for r in asked}.values())
         numbers = measured(asked)
         lines.append([
             f"**{name}**" if not outcome["failed"] else name,
@@ -170,7 +170,7 @@ def faults_text(rows: list[Row], most: int = 12) -> str:
             seen.setdefault(label, row)
         lines = [f"- {label} ({r['dtype'] or 'any dtype'}): `{_clean(r['reason'])}`" for label, r in seen.items()]
         more = f"\n- and {len(lines) - most} kinds more" if len(lines) > most else ""
-        tests = len({r["test"] for r in failed})
+        tests = len({(r.get("asked in"), r["test"]) for r in failed})
         parts.append(f"**{name}**, {tests} questions failed:\n\n" + "\n".join(lines[:most]) + more + "\n")
     return "\n".join(parts)
 
@@ -332,7 +332,7 @@ def write(path: Path, runs: list[Row], rows: list[Row]) -> None:
     """A Markdown page with its pictures beside it, or one HTML page that holds them."""
     if path.suffix != ".html":
         text = sections(runs, rows, _beside(path))
-        path.write_text(f"# softxp conformance\n\n{text}")
+        path.write_text(f"# softxp conformance\n\n{text}", encoding="utf-8")
         return
     from markdown_it import MarkdownIt
 
@@ -345,13 +345,13 @@ def write(path: Path, runs: list[Row], rows: list[Row]) -> None:
     body = MarkdownIt("commonmark").enable("table").render(sections(runs, rows, keep))
     for i, svg in enumerate(pictures):
         body = body.replace(f"<p>PICTURE{i}</p>", f"<figure>{svg}</figure>")
-    path.write_text(PAGE.format(body=body))
+    path.write_text(PAGE.format(body=body), encoding="utf-8")
 
 
 def _beside(path: Path) -> Any:
     def keep(name: str, words: str, svg: str) -> str:
         beside = path.with_name(f"{path.stem}-{name}.svg")
-        beside.write_text(svg)
+        beside.write_text(svg, encoding="utf-8")
         return f"![{words}]({beside.name})\n"
 
     return keep
@@ -359,12 +359,12 @@ def _beside(path: Path) -> Any:
 
 def insert(path: Path, runs: list[Row], rows: list[Row]) -> None:
     """The sections between the marks of a page, in place of what stood there."""
-    page = path.read_text()
+    page = path.read_text(encoding="utf-8")
     if BEGIN not in page or END not in page:
         raise SystemExit(f"{path} needs the marks {BEGIN} and {END}; put them where the sections belong.")
     head, _, rest = page.partition(BEGIN)
     tail = rest.partition(END)[2]
-    path.write_text(f"{head}{BEGIN}\n\n{sections(runs, rows, _beside(path))}\n{END}{tail}")
+    path.write_text(f"{head}{BEGIN}\n\n{sections(runs, rows, _beside(path))}\n{END}{tail}", encoding="utf-8")
 
 
 def main() -> None:

@@ -3,7 +3,9 @@
 import json
 import math
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from . import report
 from .subject import Subject
 
+NOTE = "drawn by --seed"  # how a note begins that a reader needs to ask again
 ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 
@@ -31,14 +34,26 @@ def record(request: pytest.FixtureRequest) -> Any:
 class Rows:
     """Gathers the rows of all tests."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, subjects: Callable[[], list[Subject]]) -> None:
         self.rows = config.stash.setdefault(ROWS, [])
+        self.subjects = subjects
+
+    def _by_name(self, report: pytest.TestReport) -> dict[str, Any] | None:
+        """Who a test was about whose worker died before it could say."""
+        path, _, name = report.nodeid.rpartition("::")
+        if not report.failed or not Path(__file__).with_name(Path(path).name).exists():
+            return None
+        owners = [s for s in self.subjects() if f"[{s}-" in name or f"[{s}]" in name]
+        owners = owners or [s for s in self.subjects() if f"[{s.library}-" in name or f"[{s.library}]" in name]
+        if not owners:
+            return None
+        return described(max(owners, key=lambda s: len(s.library)), section=Path(path).stem.removeprefix("test_"))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when != "call" and not (report.when == "setup" and not report.passed):
+        if report.when != "call" and report.passed:
             return
         properties: list[tuple[str, Any]] = list(report.user_properties)
-        who = next((value for name, value in properties if name == "subject"), None)
+        who = next((value for name, value in properties if name == "subject"), None) or self._by_name(report)
         if who is None:
             return
         outcome = "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
@@ -53,25 +68,39 @@ class Rows:
             self.rows.append({**who, **row, **end})
 
 
+def described(subject: Subject, **more: Any) -> dict[str, Any]:
+    """Who was asked, as the columns of a row."""
+    return {
+        "target": subject.target.name,
+        "implementation": subject.implementation.name,
+        "device": subject.target.device,
+        "dtype": subject.dtype,
+        "function": None,
+        "family": None,
+        **more,
+    }
+
+
 def reason(report: Any) -> str:
-    """What went wrong, in one line."""
+    """What went wrong, in one line, and what was noted beside it."""
     crash = getattr(report.longrepr, "reprcrash", None)
     text = str(crash.message if crash else report.longrepr).removeprefix("AssertionError:")
     lines = [line.strip() for line in text.split("\n") if line.strip()]
-    return ", ".join(lines[:2]) if lines[:1] == ["Arrays are not equal"] else "".join(lines[:1])
+    said = lines[:2] if lines[:1] == ["Arrays are not equal"] else lines[:1]
+    return ", ".join([*said, *(line for line in lines[1:] if line.startswith(NOTE))])
 
 
 def facts(subjects: list[Subject], seed: int) -> dict[str, Any]:
     """What a reader must know to believe, or repeat, the run."""
-    names = {"numpy", "softxp", "mpmath", "gmpy2", "array-api-compat"}
+    names = {"numpy", "softxp", "mpmath", "gmpy2", "array-api-compat", "hypothesis"}
+    found = packages_distributions()  # pebble may come from pebble-arrays
     for s in subjects:
-        names |= {s.target.module.partition(".")[0], s.implementation.name.partition(".")[0]}
+        for module in (s.target.module.partition(".")[0], s.implementation.name.partition(".")[0]):
+            names |= set(found.get(module, ()))
     versions = {}
     for name in sorted(names):
-        try:
-            versions[name] = version(name.replace("_", "-"))
-        except PackageNotFoundError:
-            continue
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -95,6 +124,6 @@ def write(path: Path, run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """JSON rows, or a page for people, by the path's suffix."""
     if path.suffix == ".jsonl":
         lines = [{"run": run}, *rows]
-        path.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+        path.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines), encoding="utf-8")
     else:
         report.write(path, [run], report.in_order(rows))

@@ -3,7 +3,8 @@
 Answers and truths are kept, since one call answers for every family of rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -83,18 +84,45 @@ class Subject:
         arrays = [x, options.pop("labels")] if "labels" in options else [x]
         return [self.give(a) for a in arrays], {k: self.give(v) for k, v in options.items()}
 
+    @contextmanager
+    def untouched(self, arrays: list[Any], options: dict[str, Any]) -> Iterator[None]:
+        """What a call is given keeps every bit."""
+        given = {**dict(enumerate(arrays)), **{k: v for k, v in options.items() if hasattr(v, "shape")}}
+        before = {k: self.bits(v) for k, v in given.items()}
+        yield
+        written = [str(k) for k, v in given.items() if self.bits(v) != before[k]]
+        assert not written, f"{self}: the call wrote to what it was given, argument {', '.join(written)}"
+
     def value(self, name: str, x: Any, options: dict[str, Any]) -> Any:
-        return self.target.call(self.function(name), *self.given(x, options))
+        arrays, given = self.given(x, options)
+        with self.untouched(arrays, given):
+            y = self.target.call(self.function(name), arrays, given)
+        if "dtype" not in options:
+            self.like(arrays[0], y[0] if isinstance(y, tuple) else y)
+        return y
+
+    def like(self, x: Any, y: Any) -> None:
+        """Dtype and device of the answer."""
+        assert y.dtype == x.dtype, f"{self}: {x.dtype} in, {y.dtype} out"
+        device = getattr(x, "device", None)
+        assert callable(device) or getattr(y, "device", None) == device, f"{self}: {device} in, another device out"
 
     def derivative(self, kind: str, name: str, x: Any, options: dict[str, Any], v: Any) -> Any:
         """The cotangent v pulled back to x ("vjp"), or the tangent v of x pushed forward ("jvp")."""
         fn, (arrays, given), v = self.function(name), self.given(x, options), self.give(np.asarray(v))
-        theirs = getattr(self.target, kind)
-        if theirs is not None:
-            return theirs(fn, arrays, given, v)
-        rule = getattr(self.implementation, kind)
-        given.pop("return_sign", None)  # closed forms are of the logarithm alone
-        return self.target.call(lambda *a: rule(fn, a[:-1], given, a[-1]), [*arrays, v], {})
+        theirs, rule = getattr(self.target, kind), getattr(self.implementation, kind)
+        with self.untouched([*arrays, v], given):
+            if theirs is not None:
+                y = theirs(fn, arrays, given, v)
+            else:
+                rest = {k: o for k, o in given.items() if k != "return_sign"}  # closed forms are of the logarithm alone
+                y = self.target.call(lambda *a: rule(fn, a[:-1], rest, a[-1]), [*arrays, v], {})
+        self.like(arrays[0], y)
+        if kind == "vjp":
+            assert tuple(y.shape) == np.shape(x), (
+                f"{self} {name}: a gradient of shape {tuple(y.shape)} for {np.shape(x)}"
+            )
+        return y
 
     def can(self, kind: str) -> bool:
         """Has it this derivative? A library's autograd is asked before an implementation's closed forms."""
@@ -182,11 +210,8 @@ def _ask(subject: Subject, kind: str, case: Case, variant: str, cells: Any) -> t
 
 
 @cache
-def truth(kind: str, case: Case, variant: str, dtype: str, own: bool) -> Truth:
-    """`own`: the derivative is asked of closed forms, which know no sign."""
-    x, options = inputs.rows(dtype).x, dict(case.options(variant, dtype))
+def truth(kind: str, case: Case, variant: str, dtype: str) -> Truth:
+    x, options = inputs.rows(dtype).x, case.options(variant, dtype)
     if kind == "value":
         return case.truth(x, **options)
-    if own:
-        options.pop("return_sign", None)
     return case.derivative(kind, x, direction(kind, case, variant, dtype), **options)

@@ -73,6 +73,10 @@ class Target:
         """Which lines of the budgets the target is held to. 16 bits are added in 32 everywhere."""
         return "wide" if dtype in NARROW or self.wide(function, kind, dtype, long) else "working"
 
+    def lost(self, form: str, kind: str, dtype: str) -> int:
+        """What flushing costs an answer, in smallest normals: an entry of a map itself, any other some of its terms."""
+        return 0 if dtype not in self.flushes else 1 if (form, kind) == ("map", "value") else 32
+
 
 def _always(function: str, kind: str, dtype: str, long: bool) -> bool:
     return True

@@ -29,15 +29,30 @@ def _thorough(value: Any) -> Any:
 
 
 def test_contract_dtype_device_and_inputs(subject: Subject, case: Case) -> None:
-    """The answer has the input's dtype and device; the inputs keep every bit."""
-    arrays, options = subject.given(*_block(subject, case, (5, 7), seed=2))
-    before = [subject.bits(a) for a in arrays]
-    y = subject.target.call(subject.function(case.name), arrays, options)
-    assert y.dtype == arrays[0].dtype
+    """The answer has the input's dtype and device; the inputs keep every bit. (So it is with every other question.)"""
+    y = subject.value(case.name, *_block(subject, case, (5, 7), seed=2))
     assert tuple(y.shape) == ((5,) if case.reduces else (5, 7))
-    device = getattr(arrays[0], "device", None)
-    assert callable(device) or getattr(y, "device", None) == device
-    assert [subject.bits(a) for a in arrays] == before
+
+
+def test_contract_default_axis(subject: Subject, case: Case) -> None:
+    """Over the last axis, where the answer has it; over all, where a reduction may take all."""
+    x, labels = _block(subject, case, (3, 4), seed=11)
+    axis = None if case.name in ("logsumexp", "logmeanexp") else -1
+    arrays, options = subject.given(x, labels)
+    del options["axis"]
+    y = subject.target.call(subject.function(case.name), arrays, options)
+    assert subject.bits(y) == subject.bits(subject.value(case.name, x, {**labels, "axis": axis}))
+
+
+@pytest.mark.parametrize("name", ["logsumexp", "logmeanexp"])
+@pytest.mark.parametrize("axis", [1, _thorough(0), _thorough(None)])
+def test_contract_keepdims(subject: Subject, name: str, axis: int | None) -> None:
+    """The reduced axes stay, with size 1, and the bits are the same."""
+    subject.needs(name, keepdims=True, axis=axis)
+    x = inputs.block((3, 4), subject.dtype, seed=12)
+    kept = subject.value(name, x, {"axis": axis, "keepdims": True})
+    assert tuple(kept.shape) == {0: (1, 4), 1: (3, 1), None: (1, 1)}[axis]
+    assert subject.bits(kept) == subject.bits(subject.value(name, x, {"axis": axis}))
 
 
 @pytest.mark.family("normal")
@@ -92,14 +107,22 @@ def test_contract_wider_answer(subject: Subject, case: Case, record: Any) -> Non
     judge(record, wide, case, "value", "normal", f"dtype=float32 of {subject.dtype}", got, case.truth(x, **labels))
 
 
-@pytest.mark.about("softmax")
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "cross_entropy"])
 @pytest.mark.parametrize("kind", ["uint8", "int8", "int32"])
-def test_contract_integers(library: Subject, kind: str) -> None:
+def test_contract_integers(library: Subject, kind: str, name: str) -> None:
     """Integers become floats before anything is subtracted: 0 - 255 does not wrap, nor does -100 - 100."""
-    x = {"uint8": [[0, 255, 3]], "int8": [[-100, 100, 3]], "int32": [[0, 2**31 - 1, 3]]}[kind]
-    given = library.target.asarray(np.asarray(x, dtype=kind))
-    got = library.take(library.target.call(library.function("softmax"), [given], {"axis": -1}))
-    np.testing.assert_array_equal(got.round(6), [[0, 1, 0]])
+    library.needs(name)
+    x = np.asarray({"uint8": [[0, 255, 3]], "int8": [[-100, 100, 3]], "int32": [[0, 2**31 - 1, 3]]}[kind], dtype=kind)
+    labels = {"labels": np.asarray([0]), "reduction": "none"} if name == "cross_entropy" else {}
+    arrays, options = library.given(x, labels)
+    got = library.take(library.target.call(library.function(name), arrays, options))
+    want = {
+        "softmax": [[0, 1, 0]],
+        "log_softmax": x.astype(float) - x.max(),
+        "logsumexp": [x.max()],
+        "cross_entropy": [float(x.max()) - float(x[0, 0])],
+    }[name]
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
 # --- the edges of shape ----------------------------------------------------------------------------------------------
@@ -123,7 +146,8 @@ def test_contract_one_number(subject: Subject, case: Case, axis: Any) -> None:
         pytest.skip("a loss has classes")
     subject.needs(case.name, axis=axis)
     want = {"softmax": 1.0, "log_softmax": 0.0, "sparsemax": 1.0, "entmax": 1.0}.get(case.name, 3.0)
-    assert float(subject.take(subject.value(case.name, np.asarray(3.0), {"axis": axis}))) == want
+    got = subject.take(subject.value(case.name, np.asarray(3.0), {"axis": axis}))
+    assert got.shape == () and float(got) == want
 
 
 def test_contract_zero_rows_have_derivatives(subject: Subject, case: Case) -> None:

@@ -15,7 +15,7 @@ from .ulp import rounded
 
 def _ask(subject: Subject, kind: str, q: Question, record: Any) -> None:
     got, _ = answer(subject, kind, q)
-    right = truth(kind, q.case, q.variant, subject.dtype, getattr(subject.target, kind) is None)
+    right = truth(kind, q.case, q.variant, subject.dtype)
     judge(record, subject, q.case, kind, q.family or ALL, q.variant, got, right, cells=q.cells, names=q.names)
 
 

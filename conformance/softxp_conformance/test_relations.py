@@ -29,12 +29,12 @@ def _ask(subject: Subject, name: str, x: Any, **options: Any) -> Any:
 
 def _near(
     record: Any, subject: Subject, name: str, relation: str, a: Any, b: Any, *, times: float = 2.0, size: Any = 0.0,
-    kind: str = "value", gap: Any = 0.0,
+    gap: Any = 0.0, more: Any = 0.0,
 ) -> None:  # fmt: skip
-    """|a - b| within `times` the promise, in ulp of the largest of a, b and size."""
-    dtype = subject.dtype
-    promise = PROMISE["gradient" if kind == "vjp" else CASES[name].kind](dtype, gap)
-    spacing = unit(np.maximum(np.maximum(np.abs(a), np.abs(b)), size), dtype, dtype in subject.target.flushes)
+    """|a - b| within `times` the promise and `more`, in ulp of the largest of a, b and size."""
+    dtype, kind = subject.dtype, CASES[name].kind
+    promise = PROMISE[kind](dtype, gap) + more
+    spacing = unit(np.maximum(np.maximum(np.abs(a), np.abs(b)), size), dtype, subject.target.lost(kind, "value", dtype))
     with np.errstate(invalid="ignore"):  # infinite answers are apart, as are NaN
         apart = np.nan_to_num(np.abs(a - b) / spacing, nan=np.inf)
     worst = float(np.max(apart / np.broadcast_to(promise, apart.shape)))
@@ -67,6 +67,7 @@ def test_permutation(subject: Subject, name: str, record: Any) -> None:
           gap=_gap(x[:, order]) if name == "softmax" else 0.0)  # fmt: skip
 
 
+@pytest.mark.about("logsumexp")
 @pytest.mark.parametrize("pieces", [2, 101])
 def test_chunk_and_merge(subject: Subject, pieces: int, record: Any) -> None:
     """logsumexp of the pieces' logsumexp."""
@@ -86,6 +87,7 @@ def test_temperature_scales(subject: Subject, name: str, record: Any) -> None:
           gap=_gap(x) / 2 if name == "softmax" else 0.0)  # fmt: skip
 
 
+@pytest.mark.about("softmax")
 def test_softmax_is_exp_of_log_softmax(subject: Subject, record: Any) -> None:
     subject.needs("softmax")
     subject.needs("log_softmax")
@@ -93,15 +95,18 @@ def test_softmax_is_exp_of_log_softmax(subject: Subject, record: Any) -> None:
     p, logp = _ask(subject, "softmax", x), _ask(subject, "log_softmax", x)
     # exp makes an error of log p, counted in ulp of log p, |log p| times as large in p
     _near(record, subject, "softmax", "exp of log_softmax", p, np.exp(logp), times=1.0,
-          gap=_gap(x) + 2 * PROMISE["log"](subject.dtype, 0) * np.abs(logp) if subject.dtype not in NARROW else 0.0,
+          gap=_gap(x), more=2 * PROMISE["log"](subject.dtype, 0) * np.abs(logp) if subject.dtype not in NARROW else 0.0,
           size=0.0 if subject.dtype not in NARROW else 4 * np.abs(logp).max() * p)  # fmt: skip
 
 
+@pytest.mark.about("softmax")
 def test_softmax_sums_to_one(subject: Subject, record: Any) -> None:
     subject.needs("softmax")
     x = _row(subject)
     p = _ask(subject, "softmax", x)
-    slack = PROMISE["map"](subject.dtype, _gap(x)) * unit(p, subject.dtype, subject.dtype in subject.target.flushes)
+    slack = PROMISE["map"](subject.dtype, _gap(x)) * unit(
+        p, subject.dtype, subject.target.lost("map", "value", subject.dtype)
+    )
     off = abs(float(np.sum(p)) - 1.0)
     record(function="softmax", kind="relation", family="vocabulary", what="sums to one", worst=off / np.sum(slack),
            mean=off / np.sum(slack), promise=1.0)  # fmt: skip
@@ -124,7 +129,9 @@ def test_gradient_rows_sum_to_zero(subject: Subject, name: str, record: Any) -> 
     v = np.abs(ct) if not options else np.zeros_like(x)
     size = p * (v + np.sum(p * v)) if name == "softmax" else v + p * (np.sum(v) if not options else 1.0)
     size = np.maximum(size, np.abs(g))
-    slack = np.sum(PROMISE["gradient"](dtype, -d) * unit(size, dtype, dtype in subject.target.flushes))
+    slack = np.sum(
+        PROMISE["gradient"](dtype, -d) * unit(size, dtype, subject.target.lost(CASES[name].kind, "vjp", dtype))
+    )
     off = abs(float(np.sum(g)))
     record(function=name, kind="relation", family="vocabulary", what="gradient sums to zero", worst=off / slack,
            mean=off / slack, promise=1.0)  # fmt: skip

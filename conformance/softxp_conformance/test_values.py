@@ -12,6 +12,7 @@ from .budgets import NARROW
 from .cases import CASES, Case
 from .compare import judge
 from .inputs import ALL, DRAWN, VOCABULARY
+from .rows import NOTE
 from .subject import Question, Subject, answer, truth
 from .ulp import distance
 
@@ -19,8 +20,10 @@ from .ulp import distance
 def test_rows(subject: Subject, value_question: Question, record: Any) -> None:
     q = value_question
     got, sign = answer(subject, "value", q)
-    right = truth("value", q.case, q.variant, subject.dtype, False)
-    if sign is not None:
+    right = truth("value", q.case, q.variant, subject.dtype)
+    signed = q.case.options(q.variant, subject.dtype).get("return_sign", False)
+    assert (sign is not None) == signed, f"{subject} {q}: return_sign=True returns a logarithm and a sign"
+    if signed:
         np.testing.assert_array_equal(sign, right.sign[:, 0][q.cells])
     judge(record, subject, q.case, "value", q.family or ALL, q.variant, got, right, cells=q.cells, names=q.names)
 
@@ -44,7 +47,7 @@ def test_drawn(subject: Subject, case: Case, record: Any, request: pytest.Fixtur
     try:
         check()
     except Exception as error:
-        error.add_note(f"drawn by --seed {number}")
+        error.add_note(f"{NOTE} {number}")
         raise
     finally:
         if rows:  # one line of the report for all of them
@@ -53,7 +56,8 @@ def test_drawn(subject: Subject, case: Case, record: Any, request: pytest.Fixtur
                 record(**{**rows[-1], "worst": None, "mean": None})
             else:
                 promise = max(row["promise"] for row in rows)
-                record(**{**rows[-1], "worst": max(worst), "mean": max(mean), "promise": promise})
+                share = max(row["share"] for row in rows)
+                record(**{**rows[-1], "worst": max(worst), "mean": max(mean), "share": share, "promise": promise})
 
 
 # distinct primes, so that no axis passes for another
@@ -151,5 +155,5 @@ def test_gap(subject: Subject, name: str, record: Any) -> None:
 def _points(subject: Subject, got: Any, right: Any) -> list[list[float | None]]:
     """[gap, ulp] of the dominant entry, for the picture."""
     target, dominant = subject.target, got.reshape(len(GAPS), -1)[:, 0]
-    d = distance(dominant, right.value[:, 0], subject.dtype, flushes=subject.dtype in target.flushes)
+    d = distance(dominant, right.value[:, 0], subject.dtype, lost=target.lost("log", "value", subject.dtype))
     return [[float(g), float(e) if np.isfinite(e) else None] for g, e in zip(GAPS, d, strict=True)]

@@ -15,31 +15,32 @@ FORMATS = {
 }
 
 
-def unit(size: Any, dtype: str, flushes: bool = False) -> Any:
+def unit(size: Any, dtype: str, lost: float = 0) -> Any:
     """The spacing of the dtype's numbers around |size|.
 
-    `flushes`: the library turns subnormals into 0, so that a sum of a row of them may be off by some smallest normals.
+    `lost`: the library turns subnormals into 0, so that it is never less than so many of the smallest normal number.
     """
     bits, lowest, _ = FORMATS[dtype]
     _, exponent = np.frexp(np.where(np.isfinite(size), np.abs(size), 1.0))
-    exponent = np.maximum(exponent - 1, lowest + (bits + 4 if flushes else 0))
+    exponent = np.maximum(exponent - 1, lowest + (bits - 1 + int(np.log2(lost)) if lost else 0))
     return np.ldexp(1.0, exponent - bits + 1)
 
 
-def distance(got: Any, truth: DD, dtype: str, scale: Any = 0.0, flushes: bool = False) -> Any:
+def distance(got: Any, truth: DD, dtype: str, scale: Any = 0.0, lost: float = 0) -> Any:
     """|got - truth| in ulp of the larger of the truth and `scale`, entry by entry.
 
-    Infinities and NaN must be met exactly (inf counts as met where the truth lies beyond the dtype's range).
+    Infinities and NaN must be met exactly; an infinity is right where the truth would round to one.
     """
     got = np.asarray(got, dtype=np.float64)
     hi = np.broadcast_to(truth.hi, got.shape)
     with np.errstate(all="ignore"):
         error = np.abs((got - hi) - truth.lo)
         size = np.maximum(np.abs(hi), np.where(np.isfinite(scale), scale, 0.0))
-        out = error / unit(size, dtype, flushes)
+        out = error / unit(size, dtype, lost)
         largest = FORMATS[dtype][2]
-        beyond = np.isfinite(hi) & ((np.abs(hi) > largest) | ((np.abs(hi) == largest) & (hi * truth.lo > 0)))
-        met = (got == hi) | (np.isnan(got) & np.isnan(hi)) | (beyond & np.isinf(got) & (np.sign(got) == np.sign(hi)))
+        past = np.abs(hi) - largest + np.sign(hi) * truth.lo
+        beyond = np.isfinite(hi) & (past >= unit(largest, dtype) / 2) & np.isinf(got) & (np.sign(got) == np.sign(hi))
+        met = beyond | (np.isinf(hi) & (got == hi)) | (np.isnan(got) & np.isnan(hi))
     return np.where(met, 0.0, np.where(np.isfinite(got) & np.isfinite(hi), out, np.inf))
 
 

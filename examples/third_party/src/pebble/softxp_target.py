@@ -22,8 +22,8 @@ TARGET = Target(
     device="pebble:0",
     steps_back=False,
     xfail={
-        "test_contract_integers[pebble-uint8]": NO_SMALL_INTEGERS,
-        "test_contract_integers[pebble-int8]": NO_SMALL_INTEGERS,
+        "test_contract_integers[pebble-uint8": NO_SMALL_INTEGERS,
+        "test_contract_integers[pebble-int8": NO_SMALL_INTEGERS,
         "test_contract_unsigned_label": NO_SMALL_INTEGERS,
     },
 )
