@@ -18,9 +18,8 @@ def test_every_family_has_a_budget_within_twice_of_what_is_reached():
                 for family in asked:
                     worst, mean = budgets.budget("wide", dtype, function, kind, family)
                     reached = budgets.reached()["wide", dtype, function, kind, family]
-                    assert worst <= max(budgets.FLOOR, 2 * reached[0]) and mean <= max(
-                        budgets.FLOOR / 2, 2 * reached[1]
-                    )
+                    assert worst <= max(budgets.FLOOR, 2 * reached[0])
+                    assert mean <= max(budgets.FLOOR, 2 * reached[1])
     assert budgets.budget("wide", "float32", "sparsemax", "value", "normal") is None
 
 
@@ -37,13 +36,13 @@ def test_the_table_is_made_from_reports(tmp_path, monkeypatch):
         }  # fmt: skip
 
     report, table = tmp_path / "report.jsonl", tmp_path / "reached.tsv"
-    rows = [{"run": {}}, row(0.4444, 0.1), row(0.3, 0.1234), row(9, 9, tight=False), row(None, None), {"test": "x"}]
+    rows = [{"run": {}}, row(0.4444, 0.1), row(0.3, 0.3234), row(9, 9, tight=False), row(None, None), {"test": "x"}]
     report.write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setattr(budgets, "TABLE", table)
     budgets.measure([str(report)])
     budgets.reached.cache_clear()
     try:
-        assert budgets.reached() == {("wide", "float32", "softmax", "value", "ties"): (0.45, 0.13)}
-        assert budgets.budget("wide", "float32", "softmax", "value", "ties") == (0.9, 0.26)
+        assert budgets.reached() == {("wide", "float32", "softmax", "value", "ties"): (0.45, 0.33)}
+        assert budgets.budget("wide", "float32", "softmax", "value", "ties") == (0.9, 0.66)
     finally:
         budgets.reached.cache_clear()

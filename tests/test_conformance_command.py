@@ -7,6 +7,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from softxp_conformance import report
+
 ONE = ["--target", "numpy", "--function", "softmax", "--dtype", "float32", "--kind", "values", "--family", "ties"]
 
 
@@ -92,3 +94,52 @@ def test_a_peer_is_asked_everything():
     """What a target states of softxp's answers is not stale because a peer was asked."""
     done = suite("--implementation", "scipy.special", "--collect-only")
     assert "test_rows[numpy:scipy.special-float32-softmax" in done.stdout, done.stdout[-500:] + done.stderr
+
+
+WRONG = """
+    import os
+    from softxp_conformance.implementations import Implementation
+
+    def zeros(x, *, axis: int = -1):
+        return 0 * x
+
+    def dies(x, *, axis: int = -1):
+        os._exit(3)
+
+    ZEROS = Implementation("zeros", {"softmax": zeros})
+    DIES = Implementation("dies", {"softmax": dies})
+    OPAQUE = Implementation("opaque", {"softmax": max})
+    """
+
+
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / "their.py").write_text(textwrap.dedent(WRONG))
+    return tmp_path
+
+
+def test_the_first_failure_ends_the_run_and_is_said(home):
+    done = suite(*ONE, "--implementation", "their:ZEROS", "-x", "-n", "1", home=home)
+    assert done.returncode == 1 and "FAILED test_rows[numpy:zeros-float32-softmax-plain-ties]" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("numpy:zeros does not conform")
+
+
+def test_a_crash_stands_in_the_report(home):
+    done = suite(*ONE, "--implementation", "their:DIES", "-n", "1", "--max-worker-restart", "0",
+                 "--report", "r.jsonl", home=home)  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    _, rows = report.read([home / "r.jsonl"])
+    assert rows[0]["outcome"] == "failed" and report.who(rows[0]) == "numpy:dies" and rows[0]["dtype"] == "float32"
+
+
+def test_a_function_must_have_a_signature(home):
+    done = suite(*ONE, "--implementation", "their:OPAQUE", home=home)
+    assert done.returncode == 4 and "has no signature to read; wrap it in a def" in done.stderr
+
+
+def test_a_question_that_failed_in_one_report_and_passed_in_another_has_failed(home):
+    assert suite(*ONE, "--implementation", "their:ZEROS", "--report", "wrong.jsonl", home=home).returncode == 1
+    rows = (home / "wrong.jsonl").read_text()
+    (home / "right.jsonl").write_text(rows.replace('"outcome": "failed"', '"outcome": "passed"'))
+    _, both = report.read([home / "wrong.jsonl", home / "right.jsonl"])
+    assert "does not conform" in report.verdict_text(both)

@@ -38,7 +38,9 @@ PROMISE: dict[str, Callable[[str, Any], Any]] = {
 }
 
 HEADROOM = 2.0
-FLOOR = 0.5  # half an ulp is what rounding once costs, on average too where a family has few rows; no budget is below it
+FLOOR = (
+    0.5  # half an ulp is what rounding once costs, on average too where a family has few rows; no budget is below it
+)
 
 HELD = tuple(f for f in FAMILIES if f != DRAWN)  # drawn rows are others with every seed: the promise alone holds
 
