@@ -22,7 +22,8 @@ def unit(size: Any, dtype: str, lost: float = 0) -> Any:
     """
     bits, lowest, _ = FORMATS[dtype]
     _, exponent = np.frexp(np.where(np.isfinite(size), np.abs(size), 1.0))
-    exponent = np.maximum(exponent - 1, lowest + (bits - 1 + int(np.log2(lost)) if lost else 0))
+    exponent = np.where(np.equal(size, 0), lowest, exponent - 1)
+    exponent = np.maximum(exponent, lowest + (bits - 1 + int(np.log2(lost)) if lost else 0))
     return np.ldexp(1.0, exponent - bits + 1)
 
 
