@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from . import report, rows
@@ -14,7 +15,7 @@ from .cases import CASES, Case
 from .implementations import IMPLEMENTATIONS, Implementation
 from .inputs import ALL, FAMILIES
 from .subject import Question, Subject, questions
-from .targets import TARGETS, Target
+from .targets import TARGETS, Target, numpy_dtype
 
 KINDS = ("values", "derivatives", "contract", "relations")  # one test file each
 
@@ -23,7 +24,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--target", dict(
         action="append", metavar="NAME",
         help=f"library to test, again for more: one of {', '.join(TARGETS)}; 'all' for those installed here; or "
-        "package.module:TARGET for a Target of your own. A target that was named and cannot be imported is an error.",
+        "package.module:TARGET for a Target of your own. A target that was named and cannot be imported is an error. "
+        "Default: all.",
     )),
     ("--implementation", dict(
         action="append", metavar="NAME",
@@ -69,6 +71,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "thorough: left out by --quick",
     ):
         config.addinivalue_line("markers", line)
+    if config.getoption("--examples") < 1:  # type: ignore[operator]
+        raise pytest.UsageError(f"--examples must be at least 1, got {config.getoption('--examples')}.")
     for name in config.getoption("--report") or []:
         wrong = report.cannot_write(Path(name))
         if wrong:
@@ -91,7 +95,7 @@ def _named(option: str, name: str, known: Iterable[str], kind: type) -> Any:
     try:
         found = getattr(import_module(module), attribute)
     except Exception as error:
-        raise pytest.UsageError(f"{option} {name} was named but cannot be imported: {error}") from error
+        raise pytest.UsageError(f"{option} {name} was named but cannot be imported, or made: {error}") from error
     if not isinstance(found, kind):
         raise pytest.UsageError(f"{option} {name} must be a {kind.__module__}.{kind.__name__}, got {found!r}.")
     return found
@@ -103,9 +107,21 @@ def target(name: str) -> Target:
     try:
         import_module(found.module)
         found.ready()
+        _gives_its_own(found)
     except Exception as error:
         raise pytest.UsageError(f"--target {name} was named but cannot be used: {error}") from error
     return found
+
+
+def _gives_its_own(target: Target) -> None:
+    """A library that is handed numpy's arrays would conform without having been asked."""
+    with target.context(target.dtypes[0]):
+        a = target.asarray(np.zeros((1, 1), numpy_dtype(target.dtypes[0])))
+        if type(a) is np.ndarray and target.module.partition(".")[0] not in ("numpy", "ml_dtypes"):
+            raise TypeError(f"its asarray must give arrays of {target.module}, got a numpy.ndarray.")
+        back = target.asnumpy(a)
+    if not isinstance(back, np.ndarray):
+        raise TypeError(f"its asnumpy must give a numpy.ndarray, got {type(back).__module__}.{type(back).__name__}.")
 
 
 def implementation(name: str) -> Implementation:
@@ -114,6 +130,8 @@ def implementation(name: str) -> Implementation:
     try:
         found = _named("--implementation", name, IMPLEMENTATIONS, Implementation) if theirs else IMPLEMENTATIONS[name]()
         for function in found.functions:
+            if function not in CASES:
+                raise TypeError(f"its functions must be among {', '.join(CASES)}, got {function!r}.")
             found.takes(function, {})
         return found
     except pytest.UsageError:
@@ -155,6 +173,12 @@ def subjects(config: pytest.Config) -> list[Subject]:
         if twice:
             raise pytest.UsageError(f"two of those named are called {twice[0].name!r}; give each a name of its own.")
     dtypes = config.getoption("--dtype")
+    served = {d for t in targets for d in t.dtypes}
+    if dtypes and targets and not served & set(dtypes):
+        names_of = ", ".join(t.name for t in targets)
+        raise pytest.UsageError(
+            f"--dtype must be one of {', '.join(sorted(served))} for {names_of}, got {', '.join(dtypes)}."
+        )
     config.stash[SUBJECTS] = [
         Subject(t, maker, dtype)
         for t in targets
@@ -363,5 +387,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
     if not hasattr(config, "workerinput"):
         seed: Any = config.getoption("--seed")
-        for name in config.getoption("--report") or []:
+        for name in (config.getoption("--report") or []) if config.stash[rows.ROWS] else []:
             rows.write(Path(name), rows.facts(subjects(config), seed), config.stash[rows.ROWS])

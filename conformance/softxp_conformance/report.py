@@ -159,28 +159,39 @@ def beside_text(rows: list[Row]) -> str:
 
 
 def faults_text(rows: list[Row], most: int = 12) -> str:
-    """What failed, by who: the questions in short, and one reason each."""
+    """What failed, by who: the worst of each test, function and family, by its id and reason."""
     parts = []
     for (name,), failed in grouped((r for r in rows if r["outcome"] == "failed"), who).items():
-        seen: dict[str, Row] = {}
-        for row in failed:
-            label = f"{row['section']}: {row.get('function') or ''} {row.get('family') or _short(row)}".replace(
-                "  ", " "
-            )
-            seen.setdefault(label, row)
-        lines = [f"- {label} ({r['dtype'] or 'any dtype'}): `{_clean(r['reason'])}`" for label, r in seen.items()]
-        more = f"\n- and {len(lines) - most} kinds more" if len(lines) > most else ""
-        tests = len({(r.get("asked in"), r["test"]) for r in failed})
-        parts.append(f"**{name}**, {tests} questions failed:\n\n" + "\n".join(lines[:most]) + more + "\n")
+        alike = grouped(failed, _test, lambda r: r.get("function"), lambda r: r.get("family")).values()
+        shown = sorted(alike, key=lambda found: -max(map(_badness, found)))[:most]
+        lines = []
+        for found in shown:
+            row, tests = max(found, key=_badness), _tests(found)
+            dtypes = [d for d in DTYPES if any(r["dtype"] == d for r in found)]
+            more = f" ({tests - 1} more{' in ' * bool(dtypes)}{', '.join(dtypes)})" if tests > 1 else ""
+            lines.append(f"- `{row['test'].partition('::')[2]}`{more}: `{_clean(row['reason'])}`")
+        rest = _tests(failed) - sum(map(_tests, shown))
+        if rest:
+            lines.append(f"- and {rest} more")
+        parts.append(f"**{name}**, failed: {_tests(failed)}\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
-def _short(row: Row) -> str:
-    return row["test"].partition("::test_")[2].partition("[")[0].replace("_", " ")
+def _tests(rows: list[Row]) -> int:
+    return len({(r.get("asked in"), r["test"]) for r in rows})
+
+
+def _test(row: Row) -> str:
+    return row["test"].partition("::")[2].partition("[")[0]
+
+
+def _badness(row: Row) -> float:
+    """How many times the promise; without a number, as bad as can be."""
+    return row["share"] if row.get("share") is not None else INF
 
 
 def _clean(text: str) -> str:
-    text = re.sub(r"^AssertionError: ", "", text).replace("`", "'")
+    text = re.sub(r"^AssertionError: ", "", text).replace("`", "'").replace("\n", " ")
     text = re.sub(r"0x[0-9a-f]{6,}", "0x…", text)
     return text if len(text) <= 220 else text[:217] + "..."
 
@@ -376,7 +387,10 @@ def main() -> None:
     for path in filter(None, (given.write, given.insert)):
         if wrong := cannot_write(path):
             parser.error(f"{path}: {wrong}")
-    runs, rows = read(given.reports)
+    try:
+        runs, rows = read(given.reports)
+    except (OSError, ValueError) as error:
+        parser.error(f"a report is what --report FILE.jsonl wrote: {error}")
     if given.write:
         write(given.write, runs, rows)
     if given.insert:

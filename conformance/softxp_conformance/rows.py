@@ -86,7 +86,13 @@ def reason(report: Any) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
     text = str(crash.message if crash else report.longrepr).removeprefix("AssertionError:")
     lines = [line.strip() for line in text.split("\n") if line.strip()]
-    said = lines[:2] if lines[:1] == ["Arrays are not equal"] else lines[:1]
+    said = lines[:1]
+    if text.startswith("[XPASS(strict)]"):
+        said = [f"was expected to fail, and passed; remove the line that says: {text.removeprefix('[XPASS(strict)] ')}"]
+    elif lines and lines[0].startswith(
+        ("Arrays are not equal", "Not equal to tolerance")
+    ):  # numpy's words, on many lines
+        said = [" ".join(lines[1:])[:300]]
     return ", ".join([*said, *(line for line in lines[1:] if line.startswith(NOTE))])
 
 

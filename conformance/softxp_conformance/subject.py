@@ -104,6 +104,7 @@ class Subject:
     def like(self, x: Any, y: Any) -> None:
         """Dtype and device of the answer."""
         assert y.dtype == x.dtype, f"{self}: {x.dtype} in, {y.dtype} out"
+        assert isinstance(x, type(y)) or isinstance(y, np.generic), f"{self}: {type(x)} in, {type(y)} out"
         device = getattr(x, "device", None)
         assert callable(device) or getattr(y, "device", None) == device, f"{self}: {device} in, another device out"
 

@@ -4,6 +4,7 @@ A stranger's library needs no more than the first five fields: `Target("theirs",
 dtypes=...)`; docs/conformance.md walks through it. A second device is a second Target: `dataclasses.replace`.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .budgets import NARROW
+from .ulp import FORMATS
 
 ALL = ("float16", "float32", "float64")
 
@@ -68,6 +70,25 @@ class Target:
     tight: bool = False  # to the budgets, beside the promise
     # (function, kind, dtype, long) -> is the arithmetic a step wider than the dtype, or compensated?
     wide: Callable[[str, str, str, bool], bool] = lambda function, kind, dtype, long: False
+
+    def __post_init__(self) -> None:
+        for name in ("dtypes", "only", "flushes"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not all(isinstance(each, str) for each in value):
+                raise TypeError(f"Target.{name} must be a tuple of strings, got {value!r}.")
+        unknown = [d for d in (*self.dtypes, *self.flushes) if d not in FORMATS]
+        if unknown or not self.dtypes:
+            raise ValueError(f"Target.dtypes must be some of {', '.join(FORMATS)}, got {self.dtypes!r}.")
+        for name in ("xfail", "stated"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise TypeError(
+                    f"Target.{name} must be a dict, part of a test's id to the reason, got {getattr(self, name)!r}."
+                )
+        for pattern in self.only:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"Target.only must hold regular expressions, got {pattern!r}: {error}.") from error
 
     def arithmetic(self, function: str, kind: str, dtype: str, long: bool) -> str:
         """Which lines of the budgets the target is held to. 16 bits are added in 32 everywhere."""

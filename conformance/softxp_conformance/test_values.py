@@ -33,6 +33,7 @@ def test_drawn(subject: Subject, case: Case, record: Any, request: pytest.Fixtur
     """Rows that hypothesis draws; --seed N draws others. Not made simpler where one fails: that takes minutes."""
     number: Any = request.config.getoption("--seed")
     examples: Any = request.config.getoption("--examples")
+    what = f"seed {number}"
     rows: list[dict[str, Any]] = []
 
     @seed(number)
@@ -42,12 +43,13 @@ def test_drawn(subject: Subject, case: Case, record: Any, request: pytest.Fixtur
         options = case.labels(x)
         got = subject.take(subject.value(case.name, x, options))
         right = case.truth(x, **options)
-        judge(lambda **row: rows.append(row), subject, case, "value", DRAWN, f"seed {number}", got, right)
+        judge(lambda **row: rows.append(row), subject, case, "value", DRAWN, what, got, right)
 
     try:
         check()
     except Exception as error:
-        error.add_note(f"{NOTE} {number}")
+        if what not in str(error):
+            error.add_note(f"{NOTE} {number}")
         raise
     finally:
         if rows:  # one line of the report for all of them
