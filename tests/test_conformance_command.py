@@ -67,7 +67,7 @@ def theirs(folder, fields):
 @pytest.mark.parametrize("fields,words", [
     ('xfail={"no such test": "gone"}', "match no test"),
     ('stated={"no such test": "gone"}', "match no test"),
-    ('xfail={"test_contract_bool": "it is refused all the same"}', "[XPASS(strict)]"),
+    ('xfail={"test_contract_bool": "it is refused all the same"}', "was expected to fail, and passed"),
 ])  # fmt: skip
 def test_stale_expectations_are_errors(tmp_path, fields, words):
     theirs(tmp_path, f"{fields}, only=('test_contract_bool', 'test_contract_lazy')")
@@ -109,6 +109,7 @@ WRONG = """
     ZEROS = Implementation("zeros", {"softmax": zeros})
     DIES = Implementation("dies", {"softmax": dies})
     OPAQUE = Implementation("opaque", {"softmax": max})
+    MISSPELT = Implementation("misspelt", {"sofmax": zeros})
     """
 
 
@@ -143,3 +144,35 @@ def test_a_question_that_failed_in_one_report_and_passed_in_another_has_failed(h
     (home / "right.jsonl").write_text(rows.replace('"outcome": "failed"', '"outcome": "passed"'))
     _, both = report.read([home / "wrong.jsonl", home / "right.jsonl"])
     assert "does not conform" in report.verdict_text(both)
+
+
+@pytest.mark.parametrize("fields,words", [
+    ('only="test_rows"', "Target.only must be a tuple of strings, got 'test_rows'"),
+    ('only=("test_rows[pebble",)', "Target.only must hold regular expressions"),
+    ('xfail=["test_rows"]', "Target.xfail must be a dict"),
+    ('flushes=("float33",)', "Target.dtypes must be some of float16"),
+    ("asnumpy=lambda a: a.tolist()", "its asnumpy must give a numpy.ndarray, got builtins.list"),
+    ("asarray=lambda a: None, ready=lambda: 1 / 0", "division by zero"),
+])  # fmt: skip
+def test_mistakes_in_a_target_are_said(tmp_path, fields, words):
+    theirs(tmp_path, fields)
+    done = suite("--target", "theirs:TARGET", home=tmp_path)
+    assert done.returncode == 4 and words in done.stderr, done.stderr
+
+
+def test_a_library_must_be_asked_with_its_own_arrays(tmp_path):
+    (tmp_path / "theirs.py").write_text(
+        "from softxp_conformance.targets import Target\nTARGET = Target('theirs', 'theirs', dtypes=('float32',))\n"
+    )
+    done = suite("--target", "theirs:TARGET", home=tmp_path)
+    assert done.returncode == 4 and "its asarray must give arrays of theirs, got a numpy.ndarray" in done.stderr
+
+
+@pytest.mark.parametrize("arguments,words", [
+    (["--dtype", "bfloat16"], "--dtype must be one of float16, float32, float64 for numpy, got bfloat16"),
+    (["--examples", "0"], "--examples must be at least 1"),
+    (["--implementation", "their:MISSPELT"], "its functions must be among softmax"),
+])  # fmt: skip
+def test_mistakes_in_options_are_said(home, arguments, words):
+    done = suite("--target", "numpy", *arguments, home=home)
+    assert done.returncode == 4 and words in done.stderr, done.stderr
