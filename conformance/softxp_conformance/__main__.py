@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     here = str(Path(__file__).parent)
     defaults = ["-p", "softxp_conformance.plugin", "-p", "no:cacheprovider", "--rootdir", here, "-c", os.devnull]
     defaults += ["-q", "--dist=worksteal"]  # neighbouring tests share an answer: keep them on one worker
-    defaults += ["--tb=no", "-rN"]  # what failed is said once, by the verdict
+    defaults += ["--tb=no", "-rN", "--disable-warnings"]  # what failed is said once, by the verdict
     verdict, ended = Verdict(), []
 
     class Keep:

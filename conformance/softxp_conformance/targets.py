@@ -502,7 +502,7 @@ TARGETS = {
                 r"test_vjp.*float32-(softmax|log_softmax|cross_entropy)-plain-",
                 "test_gap",
                 r"test_long.*float32-(softmax|logsumexp)-50257-normal",
-                r"test_contract_(dtype|empty|one_number|label|unsigned|errors|bool|int|export)",
+                r"test_contract_(dtype|default|keepdims|empty|one_number|label|unsigned|errors|bool|int|export)",
             ),
             tight=True,
             wide=_always,
