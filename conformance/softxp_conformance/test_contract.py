@@ -227,19 +227,30 @@ def test_contract_same_bits(subject: Subject, case: Case) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("rows", ["ordinary", "all"])
+@pytest.mark.parametrize("rows", ["ordinary", "all", "long"])
 def test_contract_same_bits_in_a_batch(subject: Subject, case: Case, rows: str) -> None:
-    """A row's answer does not depend on its neighbours, nor on how many there are."""
+    """A row's answer does not depend on its neighbours, nor on how many there are; nor does its gradient."""
     names, _, x = inputs.rows(subject.dtype)
     if rows == "ordinary":
         ordinary = np.isfinite(x).all(-1)
         names, x = [n for n, ok in zip(names, ordinary, strict=True) if ok], x[ordinary]
+    if rows == "long":
+        names = ["long", "long again", "long once more"]
+        x = np.stack([inputs.long_row(5003, subject.dtype, "normal", seed) for seed in range(3)])
     labels = case.labels(x)
-    whole = subject.take(subject.value(case.name, x, labels))
-    for i in range(0, len(x), 4):
-        alone = {k: v[i : i + 1] if k == "labels" else v for k, v in labels.items()}
-        got = subject.take(subject.value(case.name, x[i : i + 1], alone))
-        np.testing.assert_array_equal(got[0], whole[i], err_msg=f"row {names[i]!r}")
+
+    def ask(kind: str, part: slice) -> Any:
+        options = {k: v[part] if k == "labels" else v for k, v in labels.items()}
+        if kind == "value":
+            return subject.take(subject.value(case.name, x[part], options))
+        v = np.ones(len(x[part])) if case.reduces else x[part]
+        return subject.take(subject.derivative("vjp", case.name, x[part], options, v))
+
+    for kind in ("value", "vjp") if rows == "long" and subject.can("vjp") else ("value",):
+        whole = ask(kind, slice(None))
+        for i in range(0, len(x), 1 if rows == "long" else 4):
+            alone = ask(kind, slice(i, i + 1))[0]
+            np.testing.assert_array_equal(alone, whole[i], err_msg=f"{kind} of row {names[i]!r}")
 
 
 def test_contract_threads(subject: Subject, case: Case) -> None:
