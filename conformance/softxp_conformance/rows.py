@@ -89,10 +89,8 @@ def reason(report: Any) -> str:
     said = lines[:1]
     if text.startswith("[XPASS(strict)]"):
         said = [f"was expected to fail, and passed; remove the line that says: {text.removeprefix('[XPASS(strict)] ')}"]
-    elif lines and lines[0].startswith(
-        ("Arrays are not equal", "Not equal to tolerance")
-    ):  # numpy's words, on many lines
-        said = [" ".join(lines[1:])[:300]]
+    elif said and said[0].startswith(("Arrays are not equal", "Not equal to tolerance", "Regex pattern")):
+        said = [" ".join(lines)[:300]]  # numpy's and pytest's words, on many lines
     return ", ".join([*said, *(line for line in lines[1:] if line.startswith(NOTE))])
 
 

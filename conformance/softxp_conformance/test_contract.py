@@ -210,6 +210,26 @@ def test_contract_errors(
         library.value("softmax", np.zeros((2, 3)), options)
 
 
+@pytest.mark.about("cross_entropy")
+@pytest.mark.parametrize(
+    "options,error,words",
+    [
+        ({"labels": np.zeros(3, int)}, ValueError, "integer labels need"),
+        ({"reduction": "average"}, ValueError, "reduction must be"),
+        ({"label_smoothing": 1.5}, ValueError, "label_smoothing must be"),
+        ({"class_weight": np.ones(4)}, ValueError, "one weight for each class"),
+        ({"sample_weight": np.ones(4)}, ValueError, "sample_weight must broadcast"),
+    ],
+    ids=["labels (3,)", "reduction=average", "label_smoothing=1.5", "class_weight (4,)", "sample_weight (4,)"],
+)
+def test_contract_loss_errors(library: Subject, options: dict[str, Any], error: type[Exception], words: str) -> None:
+    options = {"labels": np.zeros(2, int), "reduction": "none", **options}
+    library.needs("cross_entropy", **{k: v for k, v in options.items() if k != "labels"})
+    with pytest.raises(error if library.implementation.words else Exception,
+                       match=words if library.implementation.words else None):  # fmt: skip
+        library.value("cross_entropy", np.zeros((2, 3)), options)
+
+
 @pytest.mark.about("softmax")
 def test_contract_bool_is_refused(library: Subject) -> None:
     with pytest.raises(TypeError, match="real numbers" if library.implementation.words else None):
