@@ -2,7 +2,7 @@
 #   make demo    worked examples, then one classifier trained on every array library that is installed
 #   make test    the tests, the conformance suite and the examples in docstrings
 #   make accuracy    measures every target and every peer, and writes docs/accuracy.md and its pictures anew
-#   make budgets     from the same measurements, the budgets that `make test` holds softxp to (review the difference!)
+#   make budgets     asks the same anew, and writes the budgets that `make test` holds softxp to (review the difference!)
 #   make third-party the conformance suite as a stranger has it: from a wheel, in an empty folder, for their library
 #   make lint, types, docs, bench, clean
 

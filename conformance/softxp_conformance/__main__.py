@@ -50,15 +50,15 @@ class Verdict:
         return not any(self.counts[k] for k in ("passed", "failed", "expected to fail"))
 
     def line(self, subjects: list[Any]) -> str:
-        names = ", ".join(dict.fromkeys(s.library for s in subjects))
+        names = dict.fromkeys(s.library for s in subjects)
         failed = self.counts["failed"]
         if self.empty:
             return "nothing was asked"
         word = "does not conform" if failed else "conforms"
-        if len(dict.fromkeys(s.library for s in subjects)) > 1:
+        if len(names) > 1:
             word = "do not all conform" if failed else "conform"
         counts = ", ".join(f"{n} {what}" for what, n in self.counts.items() if n or what in ("passed", "failed"))
-        return f"{names} {word}: {counts} in {time.monotonic() - self.start:.0f} s"
+        return f"{', '.join(names)} {word}: {counts} in {time.monotonic() - self.start:.0f} s"
 
 
 def help_page() -> str:

@@ -17,8 +17,8 @@ from .subject import DERIVATIVES, Subject
 def judge(
     record: Callable[..., None], subject: Subject, case: Case, kind: str, family: str, what: str, got: Any, truth: Truth,
     *, cells: Any = slice(None), names: list[str] | None = None, long: bool = False,
-) -> Any:  # fmt: skip
-    """Report, fail with the worst entry where one is past its bound, and answer the distances in ulp.
+) -> None:  # fmt: skip
+    """Report, and fail with the worst entry where one is past its bound.
 
     `cells` are the rows of the truth that the answer is about, `names` those rows' names.
     """
@@ -32,9 +32,8 @@ def judge(
         return np.reshape(part[cells] if whole else part, shape)
 
     hi, lo, scale, gap = (fit(part) for part in (truth.value.hi, truth.value.lo, truth.scale, truth.gap))
-    bound = PROMISE["gradient" if kind in DERIVATIVES else case.kind](dtype, gap)
+    bound = np.broadcast_to(PROMISE["gradient" if kind in DERIVATIVES else case.kind](dtype, gap), shape)
     distance = ulp.distance(got, DD(hi, lo), dtype, scale, target.lost(case.kind, kind, dtype))
-    bound = np.broadcast_to(bound, shape)
     worst, mean = float(np.max(distance, initial=0.0)), float(np.mean(distance)) if distance.size else 0.0
     arithmetic = target.arithmetic(case.name, kind, dtype, long)
     tight = target.tight and subject.implementation.tight and family != DRAWN  # other rows with every seed
@@ -60,7 +59,7 @@ def judge(
         at = np.unravel_index(int(np.argmax(np.where(np.isnan(ratio), np.inf, ratio))), ratio.shape)
         row = f" in row {names[at[0]]!r}" if names is not None and shape and len(names) == shape[0] else ""
         raise AssertionError(
-            f"{subject} {case} ({what}): {distance[at]:.3g} ulp > {np.asarray(bound)[at]:.3g}, the promise,{row} at "
+            f"{subject} {case} ({what}): {distance[at]:.3g} ulp > {bound[at]:.3g}, the promise,{row} at "
             f"{tuple(int(i) for i in at)}: got {float(np.asarray(got)[at])!r}, truth {float(np.asarray(hi)[at])!r}; "
             f"{int(np.sum(~(ratio <= 1)))} of {ratio.size} entries are past it"
         )
@@ -69,4 +68,3 @@ def judge(
             f"{subject} {case} ({what}): within the promise, but {worst:.3g} ulp at worst and {mean:.3g} on average, where "
             f"the budget of {arithmetic} arithmetic for {family!r} rows is {held.worst:.3g} and {held.mean:.3g}"
         )
-    return distance

@@ -125,10 +125,9 @@ def logsumexp(x: Any, *, where: Any = None, b: Any = None, return_sign: bool = F
     log = num.where(s.hi == 0, -INF, num.log(num.where(s.hi == 0, 1.0, num.absolute(s))))
     value = num.where(row.empty, -INF, num.where(np.isfinite(row.m.hi), row.m + log, row.m))
     value = num.where(row.broken | ((sign < 0) & (not return_sign)), NAN, value)
-    with np.errstate(all="ignore"):
-        lost = size.hi / np.abs(s.hi)  # how much of the sum's precision the signs cancel
-        widest = np.max(np.where(row.part, np.abs(np.log(np.abs(np.where(b == 0, 1, b)))), 0), -1, keepdims=True)
-        widest = np.maximum(widest, np.max(np.where(row.part & np.isfinite(x), np.abs(x), 0), -1, keepdims=True))
+    lost = size.hi / np.abs(s.hi)  # how much of the sum's precision the signs cancel
+    widest = np.max(np.where(row.part, np.abs(np.log(np.abs(np.where(b == 0, 1, b)))), 0), -1, keepdims=True)
+    widest = np.maximum(widest, np.max(np.where(row.part & np.isfinite(x), np.abs(x), 0), -1, keepdims=True))
     return Truth(value, (widest + np.abs(log.hi) + 1) * np.maximum(lost, 1), sign=sign)
 
 
@@ -363,13 +362,11 @@ sparsemax_jvp, entmax_jvp = sparsemax_vjp, entmax_vjp
 @dataclass
 class Loss:
     row: Row
-    q: Number  # what multiplies -log p
     loss: Number  # (rows, 1), dropped rows 0, sample weights applied
     size: Any
     weight: Number  # (rows, 1) what the mean divides by the sum of
     slope: Number  # (rows, n) ∂loss/∂z of each row
     slope_size: Any
-    z: Number
     cap: Number  # ∂(capped logits)/∂logits
 
 
@@ -410,10 +407,8 @@ def _loss(
     size = np.abs(loss.hi)
     slope, slope_size = _log_softmax_product(row, -q)
     if z_loss:
-        z = row.m / np.where(row.frozen, 1.0, row.t) + row.log() if softcap is None else None
-        if z is None:
-            m = num.total(num.where(row.first, u, 0.0))
-            z = m / np.where(row.frozen, 1.0, row.t) + row.log()
+        m = row.m if softcap is None else num.total(num.where(row.first, u, 0.0))  # a capped maximum has more digits
+        z = m / np.where(row.frozen, 1.0, row.t) + row.log()
         z = num.where(np.isfinite(row.m.hi), z, row.m)
         loss = loss + num.where(np.isfinite(z.hi), z * z * (weight * z_loss), INF)
         slope = slope + num.where(np.isfinite(z.hi), z * row.p() * (weight * (2 * z_loss)), 0.0)
@@ -427,8 +422,8 @@ def _loss(
     # a capped logit is rounded at the size of the cap, and the loss feels it by its slope
     felt = 0.0 if softcap is None else softcap * np.sum(np.abs(slope.hi), -1, keepdims=True)
     return Loss(
-        row, q, loss, np.where(dropped, 0.0, size * s + felt), num.where(dropped, 0.0, weight * s), slope,
-        slope_size.hi * s, u, cap,
+        row, loss, np.where(dropped, 0.0, size * s + felt), num.where(dropped, 0.0, weight * s), slope,
+        slope_size.hi * s, cap,
     )  # fmt: skip
 
 
@@ -436,12 +431,12 @@ def _side_by_side(column: Number) -> Number:
     return column.mapped(lambda a: a[:, 0][None])
 
 
-def _reduced(loss: Loss, reduction: str, normalizer: Any) -> tuple[Number, Any]:
+def _divisor(loss: Loss, reduction: str, normalizer: Any) -> Number:
     """What each row's loss is divided by."""
     if reduction != "mean":
-        return number(1.0), 1.0
+        return number(1.0)
     norm = num.total(_side_by_side(loss.weight)) if normalizer is None else number([[float(normalizer)]])
-    return num.where(norm.hi == 0, 1.0, norm), norm
+    return num.where(norm.hi == 0, 1.0, norm)
 
 
 @quiet
@@ -450,14 +445,14 @@ def cross_entropy(x: Any, labels: Any, *, reduction: str = "mean", normalizer: A
     scale = loss.size if options.get("z_loss") or options.get("softcap") else np.zeros_like(loss.size)
     if reduction == "none":
         return Truth(loss.loss, scale)
-    norm, _ = _reduced(loss, reduction, normalizer)
+    norm = _divisor(loss, reduction, normalizer)
     value = num.total(_side_by_side(loss.loss)) / norm
     return Truth(value[0, 0], np.sum(scale) / norm.hi.max())
 
 
 def _slopes(x: Any, labels: Any, reduction: str, normalizer: Any, options: dict[str, Any]) -> tuple[Number, Any, Any]:
     loss = _loss(x, labels, **options)
-    norm, _ = _reduced(loss, reduction, normalizer)
+    norm = _divisor(loss, reduction, normalizer)
     t = np.where(loss.row.frozen, 1.0, loss.row.t)
     by = number(t) * norm
     softcap, where = options.get("softcap"), options.get("where")

@@ -14,8 +14,9 @@ from . import report, rows
 from .cases import CASES, Case
 from .implementations import IMPLEMENTATIONS, Implementation
 from .inputs import ALL, FAMILIES
-from .subject import Question, Subject, questions
+from .subject import Question, Subject, questions, subject_named
 from .targets import TARGETS, Target, numpy_dtype
+from .ulp import FORMATS
 
 KINDS = ("values", "derivatives", "contract", "relations")  # one test file each
 
@@ -34,7 +35,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     )),
     ("--function", dict(action="append", choices=list(CASES), help="ask about this function alone, again for more")),
     ("--dtype", dict(
-        action="append", choices=["float16", "bfloat16", "float32", "float64"],
+        action="append", choices=list(FORMATS),
         help="in this dtype alone, again for more",
     )),
     ("--device", dict(action="append", metavar="NAME", help="targets on this device alone, such as cpu or cuda")),
@@ -126,16 +127,15 @@ def _gives_its_own(target: Target) -> None:
 
 def implementation(name: str) -> Implementation:
     """An implementation by name, its signatures read, or a usage error that says what to do."""
-    theirs = name not in IMPLEMENTATIONS
+    make = IMPLEMENTATIONS.get(name)
+    theirs: Any = None if make else _named("--implementation", name, IMPLEMENTATIONS, Implementation)
     try:
-        found = _named("--implementation", name, IMPLEMENTATIONS, Implementation) if theirs else IMPLEMENTATIONS[name]()
+        found = make() if make else theirs
         for function in found.functions:
             if function not in CASES:
                 raise TypeError(f"its functions must be among {', '.join(CASES)}, got {function!r}.")
             found.takes(function, {})
         return found
-    except pytest.UsageError:
-        raise
     except Exception as error:
         raise pytest.UsageError(f"--implementation {name} was named but cannot be used: {error}") from error
 
@@ -306,7 +306,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for part, reason in subject.xfail.items():
             if part in item.name:
                 item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
-        for part, reason in subject.stated.items():
+        for part, reason in subject.target.stated.items():
             if part in item.name:
                 item.add_marker(pytest.mark.skip(reason=f"stated: {reason}"))
         item.user_properties.append(("subject", _who(subject, item)))
@@ -339,10 +339,9 @@ def _refuse_stale(config: pytest.Config, ids: list[str]) -> None:
     chosen = {s.library: s for s in subjects(config)}
     asked: dict[str, list[str]] = {library: [] for library in chosen}
     for name in (each.rpartition("::")[2] for each in ids):
-        # the longest, since jax is how jax-jitted begins
-        owners = [library for library in chosen if f"[{library}-" in name or f"[{library}]" in name]
-        if owners:
-            asked[max(owners, key=len)].append(name)
+        owner = subject_named(name, list(chosen.values()))
+        if owner:
+            asked[owner.library].append(name)
     stale = [
         f"{part!r} of {library}"
         for library, s in chosen.items()

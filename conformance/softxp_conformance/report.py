@@ -20,10 +20,11 @@ from .budgets import PROMISE
 from .cases import CASES
 from .inputs import FAMILIES
 from .targets import TARGETS
+from .ulp import FORMATS
 
 Row = dict[str, Any]
 INF = math.inf
-DTYPES = ("float16", "bfloat16", "float32", "float64")
+DTYPES = tuple(FORMATS)
 QUESTIONS = [(name, kind) for name in CASES for kind in ("value", "vjp", "jvp")]
 BEGIN, END = "<!-- begin: python -m softxp_conformance.report -->", "<!-- end -->"
 SUFFIXES = (".jsonl", ".md", ".html")

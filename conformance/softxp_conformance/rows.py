@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from . import report
-from .subject import Subject
+from .subject import Subject, subject_named
 
 NOTE = "drawn by --seed"  # how a note begins that a reader needs to ask again
 ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
@@ -43,11 +43,8 @@ class Rows:
         path, _, name = report.nodeid.rpartition("::")
         if not report.failed or not Path(__file__).with_name(Path(path).name).exists():
             return None
-        owners = [s for s in self.subjects() if f"[{s}-" in name or f"[{s}]" in name]
-        owners = owners or [s for s in self.subjects() if f"[{s.library}-" in name or f"[{s.library}]" in name]
-        if not owners:
-            return None
-        return described(max(owners, key=lambda s: len(s.library)), section=Path(path).stem.removeprefix("test_"))
+        owner = subject_named(name, self.subjects())
+        return described(owner, section=Path(path).stem.removeprefix("test_")) if owner else None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.passed:

@@ -44,10 +44,6 @@ class Subject:
         """A target's expected failures are of softxp's answers on it."""
         return {**(self.target.xfail if self.ours else {}), **self.implementation.xfail}
 
-    @property
-    def stated(self) -> Mapping[str, str]:
-        return self.target.stated
-
     def __str__(self) -> str:
         return f"{self.library}-{self.dtype}"
 
@@ -102,7 +98,7 @@ class Subject:
         return y
 
     def like(self, x: Any, y: Any) -> None:
-        """Dtype and device of the answer."""
+        """The answer's dtype, type and device are the input's."""
         assert y.dtype == x.dtype, f"{self}: {x.dtype} in, {y.dtype} out"
         assert isinstance(x, type(y)) or isinstance(y, np.generic), f"{self}: {type(x)} in, {type(y)} out"
         device = getattr(x, "device", None)
@@ -132,6 +128,15 @@ class Subject:
         if self.target.vjp is not None or self.target.jvp is not None:
             return getattr(self.target, kind) is not None
         return getattr(self.implementation, kind) is not None
+
+
+def subject_named(test: str, subjects: list[Subject]) -> Subject | None:
+    """Whom a test is about, by its id: `test_rows[jax-jitted-float32-...]`. The longest name, as jax is how that begins."""
+    for name in (str, lambda s: s.library):
+        found = [s for s in subjects if f"[{name(s)}-" in test or f"[{name(s)}]" in test]
+        if found:
+            return max(found, key=lambda s: len(s.library))
+    return None
 
 
 @dataclass(frozen=True, eq=False)

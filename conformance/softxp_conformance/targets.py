@@ -32,6 +32,16 @@ def _call(fn: Any, arrays: Any, options: Any) -> Any:
     return fn(*arrays, **options)
 
 
+def _first(fn: Any, arrays: Any, options: Any) -> Any:
+    """The function of its first array alone, and of its answers the first: what is differentiated."""
+
+    def f(x: Any) -> Any:
+        y = fn(x, *arrays[1:], **options)
+        return y[0] if isinstance(y, tuple) else y
+
+    return f
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
     """One library, on one device, used in one way."""
@@ -149,18 +159,13 @@ def _torch_vjp(fn: Any, arrays: Any, options: Any, ct: Any) -> Any:
     import torch
 
     x = arrays[0].detach().clone().requires_grad_()
-    y = fn(x, *arrays[1:], **options)
-    return torch.autograd.grad(y[0] if isinstance(y, tuple) else y, x, ct)[0]
+    return torch.autograd.grad(_first(fn, arrays, options)(x), x, ct)[0]
 
 
 def _torch_jvp(fn: Any, arrays: Any, options: Any, tangent: Any) -> Any:
     import torch
 
-    def f(x: Any) -> Any:
-        y = fn(x, *arrays[1:], **options)
-        return y[0] if isinstance(y, tuple) else y
-
-    return torch.func.jvp(f, (arrays[0],), (tangent,))[1]
+    return torch.func.jvp(_first(fn, arrays, options), (arrays[0],), (tangent,))[1]
 
 
 def _compiled(fn: Any, arrays: Any, options: Any) -> Any:
@@ -224,14 +229,6 @@ def _jax_from(a: Any) -> Any:
     import jax.numpy as jnp
 
     return jnp.asarray(a)
-
-
-def _first(fn: Any, arrays: Any, options: Any) -> Any:
-    def f(x: Any) -> Any:
-        y = fn(x, *arrays[1:], **options)
-        return y[0] if isinstance(y, tuple) else y
-
-    return f
 
 
 def _jax_vjp(fn: Any, arrays: Any, options: Any, ct: Any) -> Any:
@@ -374,13 +371,13 @@ TORCH = Target(
     "torch",
     asarray=_torch_from("cpu"),
     asnumpy=_torch_to,
-    dtypes=("float16", "bfloat16", "float32", "float64"),
+    dtypes=tuple(FORMATS),
     vjp=_torch_vjp,
     jvp=_torch_jvp,
     traces=_torch_traces,
     export=_torch_export,
     raises=True,
-    stated=_plain_road("torch", "float16", "bfloat16", "float32", "float64"),
+    stated=_plain_road("torch", *FORMATS),
     steps_back=False,
     tight=True,
     wide=_but_short_softmax,
@@ -389,7 +386,7 @@ JAX = Target(
     "jax",
     "jax",
     asarray=_jax_from,
-    dtypes=("float16", "bfloat16", "float32", "float64"),
+    dtypes=tuple(FORMATS),
     context=_jax_context,
     vjp=_jax_vjp,
     jvp=_jax_jvp,
