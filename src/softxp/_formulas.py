@@ -636,23 +636,28 @@ def row_losses(xp, t, logp_part, lse, z_loss, axis):
     return loss if t.bad is None else xp.where(t.bad, xp.full_like(loss, NAN), loss)
 
 
-def reduce_rows(xp, t, loss, normalizer, reduction, axis, like):
+def denominator(xp, t, normalizer, zero):
+    """What "mean" divides by: Σ s weight of the rows that count, or the normalizer. `zero`: one for each row."""
+    everything = tuple(range(zero.ndim))
+    if normalizer is None:
+        return total(xp, xp.where(t.dropped, zero, t.weight if t.s is None else t.s * t.weight), everything)
+    one = total(xp, zero, everything)
+    if isinstance(normalizer, (int, float)):
+        return xp.full_like(one, normalizer)
+    return xp.reshape(cast(xp, normalizer, one.dtype), one.shape)
+
+
+def reduce_rows(xp, t, loss, normalizer, reduction, axis):
     """(Σ s loss) / (Σ s weight), or what `reduction` and `normalizer` ask for, with the numerator and denominator."""
     zero = xp.zeros_like(loss)
     a = xp.where(t.dropped, zero, loss if t.s is None else t.s * loss)
     if reduction == "none":
         return drop(xp, a, axis), a, None
-    everything = tuple(range(like.ndim))
+    everything = tuple(range(loss.ndim))
     a = total(xp, a, everything)
     if reduction == "sum":
         return drop(xp, a, everything), a, None
-    if normalizer is None:
-        norm = xp.where(t.dropped, zero, t.weight if t.s is None else t.s * t.weight)
-        norm = total(xp, norm, everything)
-    elif isinstance(normalizer, (int, float)):
-        norm = xp.full_like(a, normalizer)
-    else:
-        norm = xp.reshape(cast(xp, normalizer, loss.dtype), a.shape)
+    norm = denominator(xp, t, normalizer, zero)
     # the mean of nothing is 0, and stays so: dividing by inf says both to its derivatives
     norm = xp.where((a == 0) & (norm == 0), norm + INF, norm)
     return drop(xp, a / norm, everything), a, norm
@@ -662,10 +667,11 @@ def temper(m, temperature):
     return m if isinstance(temperature, (int, float)) and temperature == 1 else m / temperature
 
 
-def cross_entropy(
+def loss_rows(
     xp, x, labels, *, axis, classes=None, where=None, temperature=1.0, label_smoothing, class_weight=None,
-    sample_weight=None, ignore_index, z_loss, softcap, reduction, normalizer=None, dtype, compute,
+    sample_weight=None, ignore_index, z_loss, softcap, compute,
 ):  # fmt: skip
+    """The targets, and the loss of each row before its sample weight."""
     u = x if softcap is None else capped(xp, x, softcap, compute)
     s = rows(xp, u, axis=axis, where=where, temperature=temperature, compute=compute)
     t = targets(
@@ -676,8 +682,12 @@ def cross_entropy(
     d = xp.where(t.q == 0, xp.zeros_like(s.d), s.d)  # 0 · -inf = 0
     loss = total(xp, t.q, axis) * log - total(xp, t.q * d, axis)
     lse = temper(s.m, temperature) + log if z_loss else None
-    loss = row_losses(xp, t, loss, lse, z_loss, axis)
-    return cast(xp, reduce_rows(xp, t, loss, normalizer, reduction, axis, s.d)[0], dtype)
+    return t, row_losses(xp, t, loss, lse, z_loss, axis)
+
+
+def cross_entropy(xp, x, labels, *, axis, reduction, normalizer=None, dtype, compute, **options):
+    t, loss = loss_rows(xp, x, labels, axis=axis, compute=compute, **options)
+    return cast(xp, reduce_rows(xp, t, loss, normalizer, reduction, axis)[0], dtype)
 
 
 class Parts(NamedTuple):
@@ -717,7 +727,7 @@ def loss_parts(
     # beside a factor of 0 neither an infinite nor a NaN derivative may appear, not even when transposed
     dq = -xp.where((logp == -INF) | t.dropped, zero, logp)
     loss = xp.where(t.dropped & ~xp.isfinite(loss), xp.zeros_like(loss), loss)
-    _, a, norm = reduce_rows(xp, t, loss, normalizer, reduction, axis, logp)
+    _, a, norm = reduce_rows(xp, t, loss, normalizer, reduction, axis)
     return Parts(t, loss, a, norm, gz, dlse, dq, dweight)
 
 
