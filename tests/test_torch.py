@@ -156,8 +156,9 @@ def test_inductor_fuses_softmax_into_one_kernel():
 
 
 def test_native_softmax_is_used_only_where_it_is_right(monkeypatch):
-    from softxp._backends import on_torch
+    from softxp._backends import _warm, on_torch
 
+    monkeypatch.setattr(_warm, "wanted", False)  # the road without Numba
     calls = []
     native = on_torch._native
     monkeypatch.setattr(on_torch, "_native", lambda *a, **k: calls.append(k) or native(*a, **k))

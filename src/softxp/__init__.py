@@ -9,6 +9,8 @@ from importlib.metadata import version as _version
 
 from . import streaming
 from ._backends import register
+from ._backends._threads import set_num_threads
+from ._backends._warm import use_kernels, warmup
 from .core import cross_entropy, log_softmax, logcumsumexp, logmeanexp, logsumexp, softmax
 from .transform import jvp, value_and_grad, vjp
 
@@ -22,8 +24,11 @@ __all__ = [
     "logmeanexp",
     "logsumexp",
     "register",
+    "set_num_threads",
     "softmax",
     "streaming",
+    "use_kernels",
     "value_and_grad",
     "vjp",
+    "warmup",
 ]

@@ -20,7 +20,9 @@ LIBRARIES = [
     ("ndonnx", "ndonnx", "softxp[onnx]"),
     ("array_api_strict", "array-api-strict", "array-api-strict"),
     ("ml_dtypes", "ml_dtypes", "softxp[bfloat16]"),
+    ("numba", "numba", "softxp[cpu]"),
 ]
+BESIDE = {"ml_dtypes": "bfloat16 for numpy", "numba": "row kernels for numpy, and for torch on the CPU"}
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 LOGITS = [2.0, 1.2, 0.5, -0.3, -1.0, -2.0]
 TRUTH = {  # of LOGITS, to 17 digits
@@ -44,8 +46,8 @@ def main() -> int:
     arrays = {}
     print(_line("library", "version", "device", "dtypes"))
     for module, name, ver in found:
-        if module == "ml_dtypes":
-            print(_line(name, ver, "", "bfloat16 for numpy"))
+        if module in BESIDE:
+            print(_line(name, ver, "", BESIDE[module]))
             continue
         xp: Any = importlib.import_module(module)
         try:

@@ -57,8 +57,12 @@ class LogSumExp(NamedTuple):
         axis = args.axes(axis, x.ndim)
         _, compute = args.dtypes(backend, x, None)
         where = args.mask(backend, find, where, x)
-        s = backend.guard(F.rows)(backend.xp, x, axis=axis, where=where, compute=compute)
-        return cls(F.cast(backend.xp, F.drop(backend.xp, s.m, axis), x.dtype), F.drop(backend.xp, s.r, axis))
+        state = backend.state(x, axis=axis, where=where, compute=compute)
+        if state is NotImplemented:
+            s = backend.guard(F.rows)(backend.xp, x, axis=axis, where=where, compute=compute)
+            state = s.m, s.r
+        m, r = (F.drop(backend.xp, a, axis) for a in state)
+        return cls(F.cast(backend.xp, m, x.dtype), r)
 
     def update(self, x: Any, /, *, axis: int | tuple[int, ...] | None = -1, where: Any = None) -> "LogSumExp":
         """The state after a further chunk, whose rows are this state's rows."""

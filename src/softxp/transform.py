@@ -1,6 +1,7 @@
 """Derivatives without an autograd: the closed forms that stand beside each function, for arrays of any library."""
 
 from collections.abc import Callable
+from functools import cached_property
 from inspect import signature
 from typing import Any
 
@@ -32,15 +33,21 @@ class _Call:
         names = ("x", "labels")[: len(arrays)]
         floats = [args.dtype_name(self.values[n].dtype) in args.FLOATS for n in names]
         self.names = [n if ok else None for n, ok in zip(names, floats, strict=True)]
-        self.y = self.backend.lifted[op.name](self.values)
+
+    @cached_property
+    def y(self) -> Any:
+        return self.backend.lifted[self.op.name](self.values)
 
     def again(self, name: str, **values: Any) -> Any:
         return self.backend.lifted[name](values)
 
     def cotangents(self, ct: Any) -> tuple[Any, ...]:
         wanted = tuple(n for n in self.names if n)
-        rule = self.backend.guard(self.op.vjp)
-        out = rule(self.again, self.backend.xp, ct, self.y, wanted, **self.values)
+        fast = self.backend.pullbacks.get(self.op.name)
+        out = NotImplemented if fast is None else fast(ct, self.y, wanted, **self.values)
+        if out is NotImplemented:
+            rule = self.backend.guard(self.op.vjp)
+            out = rule(self.again, self.backend.xp, ct, self.y, wanted, **self.values)
         return tuple(out[n] if n else None for n in self.names)
 
     def tangent(self, tangents: dict[str, Any]) -> Any:
@@ -152,8 +159,12 @@ def value_and_grad(fn: Callable[..., Any], /) -> Callable[..., tuple[Any, Any]]:
     array([[ 0.5, -0.5]])
     """
 
-    def both(*arrays: Any, **options: Any) -> tuple[Any, Any]:
+    def value_and_gradient(*arrays: Any, **options: Any) -> tuple[Any, Any]:
         call = _Call(fn, arrays, options)
+        sweep = call.backend.sweeps.get(call.op.name) if call.names[0] else None
+        both = NotImplemented if sweep is None else sweep(**call.values)
+        if both is not NotImplemented:
+            return both
         if call.y.ndim:
             raise ValueError(
                 f"value_and_grad needs an answer of one number, got shape {tuple(call.y.shape)}; use vjp with a cotangent, "
@@ -161,4 +172,4 @@ def value_and_grad(fn: Callable[..., Any], /) -> Callable[..., tuple[Any, Any]]:
             )
         return call.y, call.cotangents(call.backend.xp.ones_like(call.y))[0]
 
-    return both
+    return value_and_gradient

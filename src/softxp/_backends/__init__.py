@@ -29,7 +29,16 @@ class Backend:
     name: str
     xp: Any
     lift: Callable[[Op, Any], Callable[[dict[str, Any]], Any]] = plain
-    kernels: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    kernels: Mapping[str, Callable[..., Any]] = field(
+        default_factory=dict
+    )  # of a public function's arguments, in order
+    pullbacks: Mapping[str, Callable[..., Any]] = field(
+        default_factory=dict
+    )  # as a record's vjp: (ct, y, wanted, **values)
+    sweeps: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # (**values) -> value and gradient by x
+    state: Callable[..., Any] = lambda x, **how: (
+        NotImplemented
+    )  # (x, axis=, where=, compute=) -> m, r with `axis` of size 1
     double: Callable[[Any], bool] = lambda x: False  # float64 arithmetic is there, and cheap, where x lies
     look: Callable[[Any], Any] = lambda condition: None  # any(condition) if it can be read on the host now, else None
     adopt: Callable[[Any], Any] = lambda x: x  # one of the library's stranger arrays as its plain one

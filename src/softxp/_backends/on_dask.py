@@ -10,8 +10,8 @@ from array_api_compat.dask import array as compat
 from .. import _formulas as F
 from . import Backend
 from ._namespace import careful
-from .on_numpy import XP as NP
-from .on_numpy import quiet
+from ._numpy import XP as NP
+from ._numpy import quiet
 
 
 def _pack(m: Any, r: Any) -> Any:

@@ -1,47 +1,65 @@
-"""numpy: the formula on the host, quiet whatever the caller's error state; ml_dtypes' bfloat16 included."""
+"""numpy on the host, quiet whatever the caller's error state: row kernels with Numba, the formula otherwise; ml_dtypes'
+bfloat16 included.
+"""
 
+from collections.abc import Callable
+from ctypes import addressof, c_char
+from functools import partial
 from typing import Any
 
 import numpy as np
-from array_api_compat import numpy as compat
 
-from . import Backend
-from ._namespace import blocked, careful
+from .._op import OPS, Op
+from . import Backend, _rows
+from ._numpy import XP, in_row_blocks, quiet, tiled
 
-_maximum: Any = np.maximum.reduce
-_add: Any = np.add.reduce
-_in_blocks = blocked(_add, np.reshape)
+_f16, _f32, _f64, _ndarray = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64), np.ndarray
 
 
-def total(x: Any, *, axis: Any, keepdims: bool = False) -> Any:
-    """numpy adds pairwise along the axis that lies contiguous, one by one along any other."""
-    if not isinstance(axis, tuple):
-        axis = (axis,)
-    if len(axis) == 1 and (x.strides[axis[0]] == x.itemsize or x.shape[axis[0]] <= 8):
-        return _add(x, axis[0], None, None, keepdims)
-    return _in_blocks(x, axis=axis, keepdims=keepdims)
+_AS: dict[Any, Any] = {
+    _f32: _f32,
+    _f64: _f64,
+    _f16: np.dtype(np.uint16),
+}  # dtype -> dtype of its memory, for the kernels
 
 
-XP = careful(
-    compat,
-    sum=total,
-    max=lambda x, *, axis, keepdims: _maximum(x, axis, None, None, keepdims),
-    astype=lambda x, dtype: np.asarray(x).astype(dtype, copy=False),
+def _raw(a: Any) -> Any:
+    a = np.asarray(a)
+    memory = _AS.get(a.dtype)
+    if memory is None:
+        memory = _AS[a.dtype] = np.dtype(np.int16) if a.dtype.name == "bfloat16" else a.dtype
+    if not memory.isnative or not a.flags.aligned:
+        return None
+    return a if memory is a.dtype else a.view(memory)
+
+
+HOST = _rows.Host(
+    raw=_raw,
+    back=lambda a, dtype: a.view(dtype),
+    numbers=lambda a: np.asarray(a).astype(np.float64),
+    cast=lambda a, dtype: np.asarray(a).astype(dtype),
 )
-quiet = np.errstate(all="ignore")
-
-# --- softmax of rows that lie contiguous -----------------------------------------------------------------------------
-# Five passes and no more. Rows of up to _SHORT numbers, where the calls cost more than the arithmetic, and float64 keep
-# softmax's promise of 8 + |d| ulp; longer float32 rows are widened and rounded once.
-
-_SHORT = 64
-_subtract, _exp, _divide = np.subtract, np.exp, np.divide
-_f32, _f64, _ndarray = np.dtype(np.float32), np.dtype(np.float64), np.ndarray
 
 
-@quiet
+def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
+    forward, rows = op.forward, _rows.FORWARD.get(op.name)
+
+    def serve(values: dict[str, Any]) -> Any:
+        y = NotImplemented if rows is None else rows(HOST, **values)
+        if y is NotImplemented:
+            y = tiled(op, values)
+        return forward(XP, **values) if y is NotImplemented else y
+
+    return serve
+
+
+# --- softmax of a few short rows that lie contiguous: what a call costs is what it costs here --------------------------
+
+_kinds = {_f32: np.float32(0), _f64: np.float64(0), _f16: np.uint16(0)}
+
+
 def _softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any:
-    """five passes (contiguous plain rows)"""
+    """row kernel, or five passes (a few short rows)"""
     if (
         where is not None
         or dtype is not None
@@ -51,38 +69,59 @@ def _softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any
         or axis.__class__ is not int
     ):
         return NotImplemented
-    shape, kind = x.shape, x.dtype
-    if not shape or not shape[-1] or (axis != -1 and axis != len(shape) - 1):
+    shape, kind, size = x.shape, _kinds.get(x.dtype), x.size
+    if kind is None or not shape or not size or (axis != -1 and axis != len(shape) - 1):
         return NotImplemented
-    scratch = narrow = None
-    if kind is _f32:
-        if shape[-1] > _SHORT:
-            x, narrow = x.astype(_f64), kind
-            scratch = x
-    elif kind is not _f64:
+    kernels, n, flags = _rows.kernels(), shape[-1], x.flags
+    if not flags.c_contiguous or not flags.aligned:
         return NotImplemented
-    # a row with an infinity, or with nothing in it, is NaN throughout: its first entry tells, and the formula serves it
-    if len(shape) == 1:
-        y = _subtract(x, _maximum(x), scratch)
-        _exp(y, y)
-        _divide(y, _add(y), y)
-        first = y.item(0)
-    elif x.strides[-1] == x.itemsize and x.size:
-        y = _subtract(x, _maximum(x, -1, None, None, True), scratch)
-        _exp(y, y)
-        _divide(y, _add(y, -1, None, None, True), y)
-        first = _add(y[..., 0], None)
+    if not kernels:
+        return NotImplemented if x.dtype is _f16 else in_row_blocks(_five_passes, x)
+    if n > kernels.TILE or size > _rows.SHORT:
+        return NotImplemented
+    y: Any = np.empty(shape, x.dtype)
+    if flags.writeable:
+        start = addressof(c_char.from_buffer(x))
     else:
-        return NotImplemented
-    if first != first:
-        return NotImplemented
-    return y if narrow is None else y.astype(narrow)
+        start = x.ctypes.data
+    kernels.short_softmax(kind, start, addressof(c_char.from_buffer(y)), size // n, n)
+    return y
+
+
+_SHORT = 64
+_maximum: Any = np.maximum.reduce
+_add: Any = np.add.reduce
+
+
+@quiet
+def _five_passes(x: Any) -> Any:
+    """Without Numba. Rows of up to _SHORT numbers, where the calls cost more than the arithmetic, and float64 keep softmax's
+    promise of 8 + |d| ulp; longer float32 rows are widened and rounded once.
+    """
+    wide = x.astype(_f64) if x.dtype is _f32 and x.shape[-1] > _SHORT else x
+    y = np.subtract(wide, _maximum(wide, -1, None, None, True))
+    np.exp(y, y)
+    np.divide(y, _add(y, -1, None, None, True), y)
+    y = y.astype(x.dtype, copy=False)
+    # a row with an infinity, or with nothing in it, is NaN throughout: its first number tells, and the formula serves it
+    first = y[..., 0]
+    if not _add(first, None) < np.inf:
+        bad = np.isnan(first)
+        y[bad] = OPS["softmax"].forward(
+            XP, x[bad], axis=(x[bad].ndim - 1,), dtype=x.dtype, compute=np.float64
+        )  # fmt: skip
+    return y
 
 
 BACKEND = Backend(
     name="numpy",
     xp=XP,
+    lift=_lift,
     kernels={"softmax": _softmax},
+    pullbacks={name: partial(pull, HOST) for name, pull in _rows.PULLBACK.items()},
+    sweeps={name: partial(sweep, HOST) for name, sweep in _rows.SWEEP.items()},
+    state=partial(_rows.state, HOST),
+    road="row kernels with Numba; then the formula, in tiles",
     double=lambda x: True,
     look=lambda condition: bool(np.any(condition)),
     adopt=np.asarray,

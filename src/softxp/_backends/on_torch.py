@@ -1,4 +1,6 @@
-"""torch: the formulas lifted into autograd (reverse, forward, vmap, any order), native softmax where it is right."""
+"""torch: the formulas lifted into autograd (reverse, forward, vmap, any order). On the CPU, where nothing is traced, row
+kernels with Numba; without, native softmax where it is right.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,19 @@ from . import Backend, evaluate
 from ._namespace import careful, expm1
 
 
+def _with_numpy() -> tuple[Any, Any, Any]:
+    try:
+        import numpy
+
+        from . import _rows, _threads
+    except ImportError:  # torch itself does without numpy
+        return None, None, None
+    return numpy, _rows, _threads
+
+
+np, _rows, _threads = _with_numpy()
+
+
 def _expm1(x: Any) -> Any:
     """Inductor writes exp(x) - 1 for it in vectorised C++, which is 0 from -1e-17 on (torch 2.13)."""
     return expm1(torch, x) if torch.compiler.is_compiling() else torch.expm1(x)
@@ -19,6 +34,49 @@ def _expm1(x: Any) -> Any:
 
 # torch adds in a cascade, so its own sum serves; its vmap of a backward knows cat but not its alias concat (torch 2.13)
 XP = careful(compat, sum=compat.sum, concat=torch.cat, expm1=_expm1)
+
+
+# --- tensors in the memory of the host, as the row kernels see them -----------------------------------------------------
+
+_compiling = torch.compiler.is_compiling
+
+
+def _raw(t: Any) -> Any:
+    if not t.is_cpu:
+        return None
+    try:
+        t = t.detach()
+        if t.dtype is torch.bfloat16:
+            return t.view(torch.int16).numpy()
+        return t.numpy().view(np.uint16) if t.dtype is torch.float16 else t.numpy()
+    except (RuntimeError, TypeError):  # under vmap, fake, sparse, or to be negated yet: no such memory
+        return None
+
+
+def _back(a: Any, dtype: Any) -> Any:
+    if dtype is torch.bfloat16:
+        return torch.from_numpy(a).view(dtype)
+    return torch.from_numpy(a.view(np.float16) if dtype is torch.float16 else a)
+
+
+def _threads_of_torch() -> int:
+    return min(_threads.num_threads(), torch.get_num_threads())
+
+
+if _rows is None:
+    HOST: Any = None
+    FORWARD: Any = {}
+    PULLBACK: Any = {}
+    SWEEP: Any = {}
+else:
+    HOST = _rows.Host(
+        raw=_raw,
+        back=_back,
+        numbers=lambda t: t.detach().double().numpy(),
+        cast=lambda a, dtype: torch.from_numpy(np.asarray(a)).to(dtype),
+        threads=_threads_of_torch,
+    )
+    FORWARD, PULLBACK, SWEEP = _rows.FORWARD, _rows.PULLBACK, _rows.SWEEP
 
 
 class _Fixed:
@@ -34,11 +92,16 @@ class _Fixed:
 
 def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
     forward, vjp, jvp, native = op.forward, op.vjp, op.jvp, _NATIVE.get(op.name)
+    rows, rows_pull, sweep = FORWARD.get(op.name), PULLBACK.get(op.name), SWEEP.get(op.name)
     if vjp is None or jvp is None:
         return lambda values: forward(XP, **values)
 
     def run(fixed: _Fixed, *tensors: Any) -> Any:
         values = fixed.join(tensors)
+        if rows is not None and not _compiling():
+            y = rows(HOST, **values)
+            if y is not NotImplemented:
+                return y
         if native is not None:
             y = native(**values)
             if y is not NotImplemented:
@@ -51,8 +114,12 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
 
     def pull(ctx: Any, ct: Any, call: Any) -> tuple[Any, ...]:
         *tensors, y = ctx.saved_tensors
-        needs = dict(zip(ctx.fixed.names, ctx.needs_input_grad[1:], strict=True))
+        needs = dict(zip(ctx.fixed.names, ctx.needs_input_grad[-len(tensors) :], strict=True))
         wanted = tuple(k for k, need in needs.items() if need)
+        if rows_pull is not None and not torch.is_grad_enabled() and not _compiling():
+            out = rows_pull(HOST, ct, y, wanted, **ctx.fixed.join(tensors))
+            if out is not NotImplemented:
+                return None, *(out[k] if need else None for k, need in needs.items())
         out = vjp(call, XP, ct, y, wanted, **ctx.fixed.join(tensors))
         return None, *(out[k] if need else None for k, need in needs.items())
 
@@ -78,6 +145,27 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
                 moved = {k: t for k, t in zip(ctx.fixed.names, tangents[1:], strict=True) if t is not None}
                 return jvp(_again, XP, y, moved, **ctx.fixed.join(tensors))
 
+    class Swept(torch.autograd.Function):
+        """The value comes with its gradient by x, which the first backward takes away."""
+
+        @staticmethod
+        def forward(both: Any, fixed: Any, *tensors: Any) -> Any:
+            return both[0]
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            setup(ctx, inputs[1:], output)
+            ctx.gradient = inputs[0].pop()
+
+        @staticmethod
+        def backward(ctx: Any, *cts: Any) -> Any:
+            gradient: Any = ctx.gradient
+            ctx.gradient = None
+            # 16 bits round once, so they are not scaled
+            if gradient is None or (gradient.dtype.itemsize == 2 and cts[0] != 1) or torch.is_grad_enabled():
+                return None, *pull(ctx, cts[0], _again)
+            return None, None, *(gradient.mul_(cts[0]) if k == "x" else None for k in ctx.fixed.names)
+
     class Compiled(torch.autograd.Function):  # torch.compile refuses a Function that defines jvp (torch 2.13)
         forward = staticmethod(run)
         setup_context = staticmethod(setup)
@@ -89,7 +177,15 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
     def lifted(values: dict[str, Any]) -> Any:
         fixed = _Fixed(values)
         tensors = [values[k] for k in fixed.names]
-        if not torch.compiler.is_compiling():
+        if not _compiling():
+            if (
+                sweep is not None
+                and torch.is_grad_enabled()
+                and [k for k in fixed.names if values[k].requires_grad] == ["x"]
+            ):
+                both = sweep(HOST, **values) if forward_ad._current_level < 0 else NotImplemented
+                if both is not NotImplemented:
+                    return Swept.apply(list(both), fixed, *tensors)
             return Lifted.apply(fixed, *tensors)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return Compiled.apply(fixed, *tensors)
@@ -112,7 +208,7 @@ def _formula(name: str, **values: Any) -> Any:
 
 _SHORT = {torch.float32: 1024, torch.float64: 1024, torch.float16: 16384, torch.bfloat16: 16384}
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
-_compiling, _native = torch.compiler.is_compiling, torch.softmax
+_native = torch.softmax
 
 
 def _plain_softmax(x: Any, axis: Any) -> Any:
@@ -138,8 +234,36 @@ def _plain_softmax(x: Any, axis: Any) -> Any:
     return y if first == first else NotImplemented
 
 
+def _short_softmax(x: Any, axis: int) -> Any:
+    """A few short rows that lie contiguous: what a call costs is what it costs here."""
+    if _compiling() or not x.is_cpu or x.__class__ not in _PLAIN:
+        return NotImplemented
+    shape, kind, size = x.shape, _KINDS.get(x.dtype), x.numel()
+    if kind is None or not shape or not 0 < size <= _rows.SHORT or (axis != -1 and axis != len(shape) - 1):
+        return NotImplemented
+    kernels, n = _rows.kernels(), shape[-1]
+    if not kernels or n > kernels.TILE or not x.is_contiguous():
+        return NotImplemented
+    try:
+        y = x.clone()  # one call of torch gives memory and numbers; the kernel works in place
+        start = y.data_ptr()
+    except RuntimeError:  # under vmap, or fake
+        return NotImplemented
+    if not start:
+        return NotImplemented
+    kernels.short_softmax(kind, start, start, size // n, n)
+    return y
+
+
+_KINDS: Any = {}
+if _rows is not None:
+    _KINDS = {
+        torch.float32: np.float32(0), torch.float64: np.float64(0), torch.float16: np.uint16(0), torch.bfloat16: np.int16(0)
+    }  # fmt: skip
+
+
 def _softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any:
-    """native softmax (plain rows, no gradient)"""
+    """row kernel, or native softmax (plain rows, no gradient)"""
     if (
         where is None
         and dtype is None
@@ -147,8 +271,10 @@ def _softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any
         and temperature == 1.0
         and not x.requires_grad
         and forward_ad._current_level < 0
+        and axis.__class__ is int
     ):
-        return _plain_softmax(x, axis)
+        y = _short_softmax(x, axis)
+        return y if y is not NotImplemented or (_rows and _rows.kernels()) else _plain_softmax(x, axis)
     return NotImplemented
 
 
@@ -161,6 +287,13 @@ def _forward_softmax(
 
 
 _NATIVE = {"softmax": _forward_softmax}
+
+
+def _state(x: Any, **how: Any) -> Any:
+    """Where nothing differentiates the state: its formula's lines are what an autograd goes through."""
+    if _rows is None or _compiling() or (x.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
+        return NotImplemented
+    return _rows.state(HOST, x, **how)
 
 
 def _look(condition: Any) -> Any:
@@ -177,8 +310,9 @@ BACKEND = Backend(
     xp=XP,
     lift=_lift,
     kernels={"softmax": _softmax},
+    state=_state,
     serves=lambda name, x: x.is_cpu,
-    road="formula, lifted into autograd",
+    road="row kernels with Numba on the CPU; then the formula; lifted into autograd",
     double=lambda x: x.device.type == "cpu",
     look=_look,
     device=lambda x: x.device,

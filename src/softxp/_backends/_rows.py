@@ -1,0 +1,404 @@
+"""Calls whose arrays lie in the memory of the host, as work for the row kernels: who may go there, and in which pieces.
+
+An array comes as numpy sees its memory, 16-bit floats as their bits; a backend's `Host` says how. Every function answers
+NotImplemented for what the kernels do not take, and the formula serves it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from .. import _formulas as F
+from . import _threads, _warm
+from ._numpy import XP
+
+SMALL = 1 << 18  # numbers for which a second thread is not worth its waking
+SHORT = 1 << 14  # numbers that are served without a word to spare
+PIECE = 1 << 17  # numbers in a piece of work, at least
+
+_kernels: Any = None
+
+
+def kernels() -> Any:
+    """The kernels' module; False without Numba, or where they are not wanted."""
+    global _kernels
+    if _kernels is None:
+        try:
+            from .._kernels import rows
+        except ImportError:
+            _kernels = False
+        else:
+            _kernels = rows
+    return _warm.wanted and _kernels
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """How a library's arrays lie in memory."""
+
+    raw: Callable[[Any], Any]  # array -> numpy array over its memory, 16-bit floats as bits; None where there is none
+    back: Callable[[Any, Any], Any]  # (such an array over new memory, dtype) -> array of the library
+    numbers: Callable[[Any], Any]  # array -> numpy array of float64, a copy or not
+    cast: Callable[[Any, Any], Any]  # (numpy array of float64, dtype) -> array of the library
+    threads: Callable[[], int] = _threads.num_threads
+
+
+# the bits of a float16 are uint16, those of a bfloat16 int16: the dtype of a raw array says the kind
+KINDS = {np.dtype(kind): kind for kind in (np.uint16(0), np.int16(0), np.float32(0), np.float64(0))}
+
+
+# --- geometry --------------------------------------------------------------------------------------------------------
+
+
+def _step(shape: tuple, strides: tuple) -> int | None:
+    """The one stride of these axes taken together in C order, or None."""
+    step, size = 0, 1
+    for n, s in zip(reversed(shape), reversed(strides), strict=True):
+        if n == 1:
+            continue
+        if size == 1:
+            step = s
+        elif s != step * size:
+            return None
+        size *= n
+    return step
+
+
+class Rows:
+    """The rows of one array along neighbouring axes: (outer, row, inner), and the kernels' `g` and `f` for them."""
+
+    __slots__ = ("f", "first", "g", "held", "inner", "kind", "last", "n", "outer", "shape")
+
+    def __init__(self, shape: tuple, axis: tuple[int, ...], kind: Any) -> None:
+        self.shape, self.kind = shape, kind
+        self.first, self.last = axis[0], axis[-1] + 1
+        self.outer, self.n, self.inner = (
+            prod(shape[: self.first]), prod(shape[self.first : self.last]), prod(shape[self.last :])
+        )  # fmt: skip
+        self.g, self.f = np.zeros(_kernels.SLOTS, np.int64), np.zeros(4)
+        self.g[_kernels.INNER], self.g[_kernels.N] = self.inner, self.n
+        self.held: list[Any] = []  # what the addresses in g point to
+
+    def view(self, slot: int, a: Any) -> bool:
+        """Put an array of this shape, or one that broadcasts to it, into g. False where it does not lie in steps."""
+        if a.shape != self.shape:
+            a = np.broadcast_to(a, self.shape)
+        parts = slice(0, self.first), slice(self.last, None), slice(self.first, self.last)
+        steps = [_step(a.shape[part], a.strides[part]) for part in parts]
+        if None in steps:
+            return False
+        self.hold(slot, a)
+        self.g[slot + 1 : slot + 4] = [step // a.itemsize for step in steps if step is not None]
+        return True
+
+    def mask(self, where: Any) -> None:
+        if not self.view(_kernels.MASK, where):
+            self.view(_kernels.MASK, np.ascontiguousarray(np.broadcast_to(where, self.shape)))
+
+    def hold(self, slot: int, a: Any) -> Any:
+        self.g[slot] = a.ctypes.data
+        self.held.append(a)
+        return a
+
+    def vector(self, slot: int, a: Any = None, dtype: Any = np.float64) -> Any:
+        """A number for each row, broadcast and in the order of the rows; new memory for them without `a`."""
+        if a is None:
+            return self.hold(slot, np.empty(self.outer * self.inner))
+        return self.hold(slot, np.ascontiguousarray(np.broadcast_to(a, self.row_shape), dtype).reshape(-1))
+
+    @property
+    def row_shape(self) -> tuple:
+        """The rows' shape, size 1 along their axes."""
+        return *self.shape[: self.first], *(1,) * (self.last - self.first), *self.shape[self.last :]
+
+    def temperature(self, t: Any) -> None:
+        if self.kind.itemsize == 2:  # in 32-bit arithmetic what lies beyond its range is a limit, as in the formula
+            t = np.where(t > 3.4e38, np.inf, np.where(t < 1.2e-38, 0.0, t))
+        if np.ndim(t):
+            self.vector(_kernels.TEMPERATURE, t)
+        else:
+            self.f[_kernels.T] = t
+
+    def whole(self) -> bool:
+        """May a kernel hold whole rows?"""
+        side_by_side = abs(self.g[_kernels.X + 2]) < abs(self.g[_kernels.X + 3]) and self.inner > 1
+        return self.n <= _kernels.TILE or self.n * (_kernels.LANES if side_by_side else 1) <= _kernels.KEEP
+
+    def run(self, kernel: Any, threads: int, split: bool = True) -> None:
+        """The kernel over all rows: in blocks of rows, or in blocks of tiles where rows are few and long."""
+        g, f, kind, rows, count = self.g, self.f, self.kind, self.outer * self.inner, -(-self.n // _kernels.TILE)
+        threads = min(threads, 1 + rows * self.n // SMALL)
+        if threads == 1:
+            kernel(kind, g, f, 0, rows, 0, count)
+        elif rows >= 3 * threads or not split or count < 8:
+            block = max(1, min(-(-rows // threads), max(PIECE // self.n, rows // (8 * threads))))
+            if block > _kernels.WIDE:
+                block -= block % _kernels.WIDE
+            pieces = [(kind, g, f, i, min(i + block, rows), 0, count) for i in range(0, rows, block)]
+            _threads.share(kernel, pieces, threads)
+        else:
+            step = max(PIECE // _kernels.TILE // 4, -(-count // (4 * threads)))
+            cuts = [(i, i + 1, k, min(k + step, count)) for i in range(rows) for k in range(0, count, step)]
+            tiles, joined = np.empty((2, rows, count)), np.empty((2, rows))
+            inputs, outputs = (_kernels.M, _kernels.R), (_kernels.OUT_M, _kernels.OUT_R)
+            part, whole = g.copy(), g.copy()
+            part[[*outputs]] = whole[[*inputs]] = [a.ctypes.data for a in tiles]
+            _threads.share(_kernels.row_states, [(kind, part, f, *cut) for cut in cuts], threads)
+            if kernel is not _kernels.row_states:
+                whole[[*outputs]] = [a.ctypes.data for a in joined]
+            _kernels.join_tiles(kind, whole, f, 0, rows, 0, count)
+            if kernel is not _kernels.row_states:
+                whole[[*inputs]] = whole[[*outputs]]
+                _threads.share(kernel, [(kind, whole, f, *cut) for cut in cuts], threads)
+
+
+def begin(host: Host, x: Any, axis: tuple[int, ...], where: Any = None, temperature: Any = 1.0) -> Any:
+    """The rows of x, ready for a kernel that reads them; None where the kernels do not take them."""
+    if not kernels() or not axis or axis[-1] - axis[0] >= len(axis) or 0 in x.shape:
+        return None
+    raw = host.raw(x)
+    if raw is None:
+        return None
+    rows = Rows(raw.shape, axis, KINDS[raw.dtype])
+    if not rows.view(_kernels.X, raw):
+        return None
+    if where is not None:
+        where = host.raw(where)
+        if where is None:
+            return None
+        rows.mask(where)
+    if not isinstance(temperature, float):
+        if host.raw(temperature) is None:
+            return None
+        temperature = host.numbers(temperature)
+    rows.temperature(temperature)
+    return rows
+
+
+def companion(rows: Rows, host: Host, slot: int, a: Any) -> bool:
+    """Put a further array of x's dtype and shape beside it."""
+    raw = host.raw(a)
+    return raw is not None and raw.dtype == rows.held[0].dtype and rows.view(slot, raw)
+
+
+def answer(rows: Rows) -> Any:
+    """New memory in the order of x."""
+    y = np.empty_like(rows.held[0], subok=False)
+    if not rows.view(_kernels.Y, y):  # x overlaps itself
+        y = np.empty(y.shape, y.dtype)
+        rows.view(_kernels.Y, y)
+    return y
+
+
+# --- calls -----------------------------------------------------------------------------------------------------------
+
+
+def _softmax(
+    host: Host, x: Any, *, axis: Any, where: Any = None, temperature: Any = 1.0, dtype: Any, compute: Any
+) -> Any:
+    return _map(host, "softmax", x, axis, where, temperature, dtype)
+
+
+def _log_softmax(
+    host: Host, x: Any, *, axis: Any, where: Any = None, temperature: Any = 1.0, dtype: Any, compute: Any
+) -> Any:
+    return _map(host, "log_softmax", x, axis, where, temperature, dtype)
+
+
+def _map(host: Host, kernel: str, x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any:
+    rows = begin(host, x, axis, where, temperature) if dtype == x.dtype else None
+    if rows is None:
+        return NotImplemented
+    y = answer(rows)
+    rows.run(getattr(_kernels, kernel), host.threads())
+    return host.back(y, dtype)
+
+
+def states(rows: Rows, threads: int) -> tuple[Any, Any]:
+    """m and r of each row, size 1 along its axes."""
+    m, r = rows.vector(_kernels.OUT_M), rows.vector(_kernels.OUT_R)
+    rows.run(_kernels.row_states, threads)
+    return m.reshape(rows.row_shape), r.reshape(rows.row_shape)
+
+
+def _logsumexp(
+    host: Host,
+    x: Any,
+    *,
+    axis: Any,
+    b: Any = None,
+    where: Any = None,
+    keepdims: bool,
+    return_sign: bool = False,
+    dtype: Any,
+    compute: Any,
+) -> Any:
+    rows = begin(host, x, axis, where) if b is None and not return_sign and dtype == x.dtype else None
+    if rows is None:
+        return NotImplemented
+    m, r = states(rows, host.threads())
+    lse = m + np.log1p(r)
+    return host.cast(lse if keepdims else F.drop(np, lse, axis), dtype)
+
+
+def state(host: Host, x: Any, *, axis: Any, where: Any, compute: Any) -> Any:
+    """(m, r) with `axis` of size 1, for a state that goes on: float32's r is float64, to its last bit."""
+    rows = begin(host, x, axis, where)
+    if rows is None:
+        return NotImplemented
+    if type(rows.kind) is np.float32:
+        rows.kind = np.uint32(0)
+    m, r = states(rows, host.threads())
+    return host.cast(m, x.dtype), host.cast(r, compute)
+
+
+def _pull_map(kernel: str) -> Callable[..., Any]:
+    def pull(
+        host: Host, ct: Any, y: Any, wanted: Any, x: Any, *, axis: Any, where: Any = None, temperature: Any = 1.0,
+        dtype: Any, compute: Any,
+    ) -> Any:  # fmt: skip
+        if wanted != ("x",) or dtype != x.dtype:
+            return NotImplemented
+        rows = begin(host, x, axis, where, temperature)
+        if rows is None or not rows.whole() or not companion(rows, host, _kernels.V, ct):
+            return NotImplemented
+        if kernel == "softmax_pullback" and rows.kind.itemsize > 2 and not companion(rows, host, _kernels.P, y):
+            return NotImplemented
+        gradient = answer(rows)
+        rows.run(getattr(_kernels, kernel), host.threads(), split=False)
+        return {"x": host.back(gradient, x.dtype)}
+
+    return pull
+
+
+def _pull_logsumexp(
+    host: Host, ct: Any, y: Any, wanted: Any, x: Any, *, axis: Any, where: Any = None, keepdims: bool, b: Any = None,
+    return_sign: bool = False, dtype: Any, compute: Any,
+) -> Any:  # fmt: skip
+    if wanted != ("x",) or b is not None or dtype != x.dtype:
+        return NotImplemented
+    rows = begin(host, x, axis, where)
+    if rows is None or host.raw(ct) is None:
+        return NotImplemented
+    ct = host.numbers(ct)
+    rows.vector(_kernels.FACTOR, ct if keepdims else F.keep(np, ct, axis))
+    gradient = answer(rows)
+    rows.run(_kernels.softmax, host.threads())
+    return {"x": host.back(gradient, x.dtype)}
+
+
+# --- cross-entropy: a kernel gives each row's loss; what the rows come to is the formula's -----------------------------
+
+
+class Loss:
+    """One call of cross_entropy: its rows, and the formula's `Targets` for them."""
+
+    def __init__(self, host: Host, rows: Rows, targets: F.Targets, how: dict[str, Any], soft: bool) -> None:
+        self.host, self.rows, self.t, self.how, self.soft = host, rows, targets, how, soft
+
+    @classmethod
+    def begin(
+        cls, host: Host, x: Any, labels: Any, *, axis: Any, classes: Any, where: Any, temperature: Any,
+        label_smoothing: float, class_weight: Any, sample_weight: Any, ignore_index: Any, z_loss: float, softcap: Any,
+        reduction: str, normalizer: Any, dtype: Any, compute: Any,
+    ) -> Any:  # fmt: skip
+        rows = begin(host, x, axis, where, temperature) if dtype == x.dtype else None
+        soft = classes is None or label_smoothing != 0
+        given = [
+            a for a in (labels, class_weight, sample_weight, normalizer) if a is not None and not isinstance(a, float)
+        ]
+        if rows is None or (soft and not rows.whole()) or any(host.raw(a) is None for a in given):
+            return None
+        rows.f[_kernels.CAP], rows.f[_kernels.SMOOTHING], rows.f[_kernels.Z_LOSS] = (
+            softcap or 0.0,
+            label_smoothing,
+            z_loss,
+        )
+        w = None if class_weight is None else rows.hold(_kernels.CLASS_WEIGHT, host.numbers(class_weight).reshape(-1))
+        ignored = None
+        if classes is None:
+            if not companion(rows, host, _kernels.V, labels):
+                return None
+            weight = rows.vector(_kernels.OUT_M)
+            rows.run(_kernels.row_weights, host.threads(), split=False)
+            weight, label = weight.reshape(rows.row_shape), np.zeros(1, np.int64)
+        else:
+            label = host.raw(labels)
+            if ignore_index is not None and (label == ignore_index).any():
+                ignored = label == ignore_index
+                label = np.where(ignored, 0, label)
+            weight = np.ones(label.shape) if w is None else w[label]
+        s = None if sample_weight is None else host.numbers(sample_weight)
+        weightless = weight == 0 if ignored is None else (weight == 0) | ignored
+        dropped = weightless if s is None else weightless | (s == 0)
+        rows.vector(_kernels.LABEL, np.where(dropped, -1, label), np.int64)
+        if not isinstance(normalizer, (float, type(None))):
+            normalizer = host.numbers(normalizer)
+        targets = F.Targets(None, None, w, None, weight, s, None, weightless, dropped)
+        how = dict(normalizer=normalizer, reduction=reduction, axis=axis)
+        return cls(host, rows, targets, how, soft)
+
+    def losses(self, factor: Any = None) -> tuple[Any, Any]:
+        """All rows' losses; with `factor`, one for each row, their gradient too."""
+        rows, loss, gradient = self.rows, self.rows.vector(_kernels.LOSS), None
+        if factor is not None:
+            rows.vector(_kernels.FACTOR, factor)
+            gradient = answer(rows)
+        rows.run(
+            _kernels.soft_cross_entropy if self.soft else _kernels.cross_entropy, self.host.threads(), not self.soft
+        )
+        return loss.reshape(rows.row_shape), gradient
+
+    def reduced(self, loss: Any) -> tuple[Any, Any, Any]:
+        with np.errstate(all="ignore"):
+            return F.reduce_rows(XP, self.t, loss, **self.how)
+
+    def with_gradient(self, ct: Any) -> tuple[Any, Any]:
+        """All rows' losses, and the gradient of ct · what they are reduced to, in one sweep."""
+        t, alpha = self.t, ct
+        if self.how["reduction"] == "none":
+            alpha = F.keep(np, ct, self.how["axis"])
+        elif self.how["reduction"] == "mean":
+            norm = F.denominator(XP, t, self.how["normalizer"], np.zeros(self.rows.row_shape))
+            if not norm.all():  # the mean of nothing, or infinite
+                norm = self.reduced(self.losses()[0])[2]
+            alpha = ct / norm
+        return self.losses(alpha if t.s is None else alpha * t.s)
+
+
+def _cross_entropy(host: Host, x: Any, labels: Any, **options: Any) -> Any:
+    loss = Loss.begin(host, x, labels, **options)
+    if loss is None:
+        return NotImplemented
+    return host.cast(loss.reduced(loss.losses()[0])[0], options["dtype"])
+
+
+def _pull_cross_entropy(host: Host, ct: Any, y: Any, wanted: Any, x: Any, labels: Any, **options: Any) -> Any:
+    loss = Loss.begin(host, x, labels, **options) if wanted == ("x",) and host.raw(ct) is not None else None
+    if loss is None:
+        return NotImplemented
+    return {"x": host.back(loss.with_gradient(host.numbers(ct))[1], x.dtype)}
+
+
+def _sweep_cross_entropy(host: Host, x: Any, labels: Any, **options: Any) -> Any:
+    """The value, one number, and its gradient by the logits."""
+    loss = Loss.begin(host, x, labels, **options) if options["reduction"] != "none" else None
+    if loss is None:
+        return NotImplemented
+    losses, gradient = loss.with_gradient(np.asarray(1.0))
+    return host.cast(loss.reduced(losses)[0], options["dtype"]), host.back(gradient, x.dtype)
+
+
+FORWARD = {
+    "softmax": _softmax, "log_softmax": _log_softmax, "logsumexp": _logsumexp, "cross_entropy": _cross_entropy
+}  # fmt: skip
+PULLBACK = {
+    "softmax": _pull_map("softmax_pullback"),
+    "log_softmax": _pull_map("log_softmax_pullback"),
+    "logsumexp": _pull_logsumexp,
+    "cross_entropy": _pull_cross_entropy,
+}
+SWEEP = {"cross_entropy": _sweep_cross_entropy}

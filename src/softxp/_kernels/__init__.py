@@ -1,0 +1,1 @@
+"""Fast code that knows no softxp name: kernels over raw memory, compiled at first use."""

@@ -1,0 +1,424 @@
+"""The row kernels against the formula, which is the same call with the kernels off: shapes, strides, dtypes, options,
+threads. What the conformance suite cannot see: who computes, in which pieces, and what happens around it.
+"""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import softxp
+from softxp._backends import _rows, _threads
+from softxp._kernels import rows as kernels
+from softxp.streaming import LogSumExp
+
+DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
+EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was():
+    yield
+    softxp.use_kernels(True)
+    softxp.set_num_threads(None)
+
+
+def formula(f):
+    softxp.use_kernels(False)
+    try:
+        return f()
+    finally:
+        softxp.use_kernels(True)
+
+
+def served(monkeypatch):
+    """The kernels that are run from now on, by name."""
+    seen = []
+    run = _rows.Rows.run
+    monkeypatch.setattr(
+        _rows.Rows, "run", lambda self, kernel, *a, **k: seen.append(kernel.__name__) or run(self, kernel, *a, **k)
+    )
+    return seen
+
+
+# --- fuzz: primes, one past a tile, strides of every kind ----------------------------------------------------------------
+
+SIZES = (1, 2, 3, 7, 16, 17, 31, 64, 131)
+LONG = (kernels.TILE - 1, kernels.TILE, kernels.TILE + 1, 3 * kernels.TILE + 5)
+
+
+def draw(seed):
+    """An array of some shape, dtype and layout, an axis, and options."""
+    rng = np.random.default_rng(seed)
+    dtype = list(DTYPES)[seed % 4]
+    shape = [int(rng.choice(SIZES)) for _ in range(rng.integers(1, 4))]
+    axis = int(rng.integers(len(shape)))
+    if rng.random() < 0.3:
+        shape[axis] = int(rng.choice(LONG))
+        for a in range(len(shape)):
+            shape[a] = shape[a] if a == axis else min(shape[a], 17)
+    layout = rng.choice(["C", "F", "step", "back", "broadcast", "view"])
+    x = rng.normal(size=shape) * rng.choice([1, 4, 30]) + rng.choice([0, 0, 1000])
+    x[rng.random(shape) < 0.05] = -np.inf
+    if rng.random() < 0.2:
+        x[rng.random(shape) < 0.02] = rng.choice([np.inf, np.nan])
+    x = x.astype(DTYPES[dtype])
+    if layout == "F":
+        x = np.asfortranarray(x)
+    elif layout == "step":
+        x = np.repeat(x, 2, axis=axis)[(slice(None),) * axis + (slice(None, None, 2),)]
+    elif layout == "back":
+        x = np.flip(np.ascontiguousarray(np.flip(x)))
+    elif layout == "broadcast":
+        x = np.broadcast_to(x[:1], shape)
+    elif layout == "view":
+        x = np.concatenate([x, x], axis=-1)[..., 1 : shape[-1] + 1]
+    options = {}
+    if rng.random() < 0.4:
+        mask = [n if rng.random() < 0.7 else 1 for n in shape]
+        options["where"] = rng.random(mask) < 0.8
+    temperature = rng.choice(["one", "one", "number", "rows", "limits"])
+    if temperature == "number":
+        options["temperature"] = float(rng.choice([0.3, 1.75, 20.0]))
+    elif temperature != "one":
+        some = [0.5, 1.0, 3.0] if temperature == "rows" else [0.0, np.inf, 1.0]
+        size = [1 if a == axis else n for a, n in enumerate(shape)]
+        options["temperature"] = rng.choice(some, size=size).astype(DTYPES[dtype])
+    return dtype, x, axis, options, rng
+
+
+def agree(got, want, dtype, terms=1):
+    """Some ulp, and what the exponent's argument of up to some hundreds may add."""
+    assert got.shape == want.shape
+    assert got.dtype == want.dtype
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    tiny = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 5e-324}[dtype]
+    np.testing.assert_allclose(
+        got, want, rtol=(2 if dtype in ("float16", "bfloat16") else 64) * EPS[dtype], atol=4 * tiny
+    )
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_maps_and_reductions_agree_with_the_formula(seed):
+    dtype, x, axis, options, rng = draw(seed)
+    before = np.array(x)
+    ct = rng.normal(size=x.shape).astype(x.dtype)
+    for fn in softxp.softmax, softxp.log_softmax:
+        agree(fn(x, axis=axis, **options), formula(lambda fn=fn: fn(x, axis=axis, **options)), dtype)
+    where = {k: v for k, v in options.items() if k == "where"}
+    got, want = (f(lambda: softxp.logsumexp(x, axis=axis, **where)) for f in (lambda g: g(), formula))
+    np.testing.assert_allclose(
+        np.asarray(got, np.float64), np.asarray(want, np.float64), rtol=4 * EPS[dtype], atol=32 * EPS[dtype] * 2
+    )
+    for fn, how in ((softxp.softmax, options), (softxp.log_softmax, options)):
+
+        def pulled(fn=fn, how=how):
+            y, pullback = softxp.vjp(fn, x, axis=axis, **how)
+            return np.asarray(pullback(ct)[0], np.float64), np.asarray(y, np.float64)
+
+        (got, _), (want, y) = pulled(), formula(pulled)
+        assert (np.isnan(got) == np.isnan(want)).all()
+        scale = np.nanmax(np.abs(want), axis=axis, keepdims=True, initial=0)
+        scale = scale + np.nanmax(y, axis=axis, keepdims=True, initial=0)
+        assert (np.nan_to_num(np.abs(got - want)) <= 64 * EPS[dtype] * scale + 1e-300).all()
+    np.testing.assert_array_equal(np.asarray(x, np.float64), np.asarray(before, np.float64))
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_losses_agree_with_the_formula(seed):
+    dtype, x, axis, options, rng = draw(seed)
+    if "temperature" in options and not np.all(np.asarray(options["temperature"], np.float64) > 0):
+        del options["temperature"]
+    rows = tuple(np.delete(x.shape, axis))
+    n = x.shape[axis]
+    labels = rng.integers(0, n, rows)
+    if rng.random() < 0.4:
+        labels = np.where(rng.random(rows) < 0.2, -100, labels)
+    if rng.random() < 0.3:
+        labels = rng.random(x.shape).astype(x.dtype)
+    if rng.random() < 0.3:
+        options["class_weight"] = rng.random(n).astype(x.dtype)
+    if rng.random() < 0.3:
+        options["sample_weight"] = (rng.random(rows) < 0.8).astype(x.dtype)
+    options["label_smoothing"] = float(rng.choice([0, 0, 0.1]))
+    if "temperature" not in options or isinstance(options["temperature"], float):
+        options["z_loss"] = float(rng.choice([0, 0, 0.01]))
+    options["softcap"] = rng.choice([None, None, 30.0])
+    options["reduction"] = str(rng.choice(["mean", "sum", "none"]))
+
+    def both():
+        y, pullback = softxp.vjp(softxp.cross_entropy, x, labels, axis=axis, **options)
+        return y, pullback(np.ones_like(y))[0]
+
+    (y, g), (y2, g2) = both(), formula(both)
+    np.testing.assert_allclose(np.asarray(y, np.float64), np.asarray(y2, np.float64), rtol=64 * EPS[dtype], atol=1e-300)
+    g, g2 = np.asarray(g, np.float64), np.asarray(g2, np.float64)
+    assert (np.isnan(g) == np.isnan(g2)).all()
+    scale = np.nanmax(np.abs(g2), axis=axis, keepdims=True, initial=0)
+    assert (np.nan_to_num(np.abs(g - g2)) <= 256 * EPS[dtype] * scale + 1e-300).all()
+    if options["reduction"] != "none" and labels.dtype == int:  # vjp differentiates soft labels too, by the formula
+        y3, g3 = softxp.value_and_grad(softxp.cross_entropy)(x, labels, axis=axis, **options)
+        np.testing.assert_array_equal(np.asarray(y3, np.float64), np.asarray(y, np.float64))
+        np.testing.assert_array_equal(np.asarray(g3, np.float64), g)
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_states_agree_with_the_formula(name):
+    x = (np.random.default_rng(0).normal(size=(7, 3001)) * 5).astype(DTYPES[name])
+    got, want = LogSumExp.from_array(x), formula(lambda: LogSumExp.from_array(x))
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(
+            np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=1e-5 if a.dtype == "float32" else 1e-14
+        )
+
+
+# --- who serves ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_kernels_serve_what_they_are_for(monkeypatch):
+    seen = served(monkeypatch)
+    x, labels = np.zeros((40, 3000), np.float32), np.zeros(40, int)
+    softxp.softmax(x)
+    softxp.log_softmax(x, axis=0)
+    softxp.logsumexp(x, axis=1)
+    softxp.cross_entropy(x, labels)
+    softxp.value_and_grad(softxp.cross_entropy)(x, labels)
+    softxp.vjp(softxp.softmax, x)[1](x)
+    softxp.vjp(softxp.logsumexp, x, axis=1)[1](np.ones(40))
+    softxp.cross_entropy(x, labels, label_smoothing=0.1)
+    LogSumExp.from_array(x)
+    assert seen == [
+        "softmax", "log_softmax", "row_states", "cross_entropy", "cross_entropy", "softmax", "softmax_pullback",
+        "row_states", "softmax", "soft_cross_entropy", "row_states",
+    ]  # fmt: skip
+    seen.clear()
+    formula(lambda: softxp.softmax(x))
+    softxp.logsumexp(x, axis=1, b=x)
+    softxp.softmax(x, dtype=np.float64)
+    assert not seen
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_bits_do_not_depend_on_threads_neighbours_or_pieces(axis, monkeypatch):
+    """Rows of many tiles, cut by rows and cut by tiles; a row alone and in a batch; contiguous and not."""
+    monkeypatch.setattr(_rows, "SMALL", 1000)
+    monkeypatch.setattr(_rows, "PIECE", 4 * kernels.TILE)
+    rng = np.random.default_rng(0)
+    for n, rows in ((9 * kernels.TILE + 7, 3), (333, 200)):
+        x = (rng.normal(size=(rows, n)) * 4).astype(np.float32)
+        labels = rng.integers(0, n, rows)
+        calls = {
+            "softmax": lambda x: softxp.softmax(x, axis=axis),
+            "log_softmax": lambda x: softxp.log_softmax(x, axis=axis, temperature=1.5),
+            "logsumexp": lambda x: softxp.logsumexp(x, axis=axis),
+            "loss": lambda x, labels=labels: softxp.cross_entropy(
+                x, labels[: x.shape[1 - axis]], axis=axis, reduction="none"
+            ),
+            "gradient": lambda x, labels=labels: softxp.vjp(
+                softxp.cross_entropy, x, labels[: x.shape[1 - axis]], axis=axis, reduction="sum"
+            )[1](1.0)[0],
+        }
+        x = x if axis else np.ascontiguousarray(x.T)
+        for name, f in calls.items():
+            softxp.set_num_threads(1)
+            want = f(x)
+            for threads in 2, 3, 8:
+                softxp.set_num_threads(threads)
+                np.testing.assert_array_equal(f(x), want, err_msg=f"{name}, {threads} threads")
+            one = x[:1] if axis else np.ascontiguousarray(x[:, :1])
+            of_one = want[:1] if want.ndim == 1 else want[:1] if axis else want[:, :1]
+            np.testing.assert_array_equal(f(one), of_one, err_msg=f"{name}, alone")
+
+
+def test_a_row_and_its_transpose_are_the_same_bits():
+    x = np.random.default_rng(0).normal(size=(50, 3000)).astype(np.float32)
+    np.testing.assert_array_equal(softxp.softmax(x), softxp.softmax(x.T, axis=0).T)
+    np.testing.assert_array_equal(softxp.softmax(x), softxp.softmax(np.ascontiguousarray(x.T), axis=0).T)
+
+
+def test_exp_is_good_to_a_unit():
+    """exp(x - m) alone, seen through softmax of two numbers far apart and of long rows' entries."""
+    for dtype, bound in ((np.float32, 1.3), (np.float64, 1.1)):
+        x = np.random.default_rng(0).uniform(-80, 0, 20000).astype(dtype)
+        pairs = np.stack([np.full_like(x, 45.0), x], axis=-1)
+        got = softxp.softmax(pairs)[:, 1]
+        with np.errstate(under="ignore"):
+            want = np.exp(x.astype(np.longdouble) - 45)
+        want = want / (1 + want)
+        live = want > np.finfo(dtype).tiny
+        ulp = np.spacing(want.astype(dtype)).astype(np.longdouble)
+        assert np.max((np.abs(got - want) / ulp)[live]) < bound
+
+
+def test_half_conversions_are_exact():
+    h = np.arange(65536, dtype=np.uint16).view(np.float16)
+    e = h.astype(np.float32)
+    from softxp._backends._numpy import narrow, widen
+
+    np.testing.assert_array_equal(widen(h), e)
+    f = np.random.default_rng(0).integers(0, 2**32, 400_000, dtype=np.uint32).view(np.float32)
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(narrow(f), f.astype(np.float16))
+        between = (e[:31743] + e[1:31744]) / 2  # ties
+        np.testing.assert_array_equal(narrow(between), between.astype(np.float16))
+
+
+# --- threads -------------------------------------------------------------------------------------------------------------
+
+
+def test_eight_threads_at_once(monkeypatch):
+    monkeypatch.setattr(_rows, "SMALL", 1000)
+    x = np.random.default_rng(0).normal(size=(64, 2000)).astype(np.float32)
+    labels = np.arange(64)
+    want = softxp.softmax(x), softxp.cross_entropy(x, labels)
+    softxp.set_num_threads(4)
+
+    def work(_):
+        return softxp.softmax(x), softxp.cross_entropy(x, labels)
+
+    with ThreadPoolExecutor(8) as pool:
+        for got in pool.map(work, range(64)):
+            for a, b in zip(got, want, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_small_arrays_start_no_thread():
+    code = (
+        "import numpy as np, softxp, threading; x = np.zeros((100, 100)); softxp.softmax(x); softxp.logsumexp(x); "
+        "assert threading.active_count() == 1, threading.enumerate()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_number_of_threads(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = len(os.sched_getaffinity(0))
+    assert _threads.num_threads() == cores
+    for text, count in (("1", 1), ("1,2", 1), (" 1 ", 1), ("1000", cores), ("nonsense", cores), ("0", cores)):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        assert _threads.num_threads() == count
+    softxp.set_num_threads(5)
+    assert _threads.num_threads() == 5
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        softxp.set_num_threads(0)
+    with pytest.raises(TypeError, match=r"an integer or None, got 2\.0"):
+        softxp.set_num_threads(2.0)
+
+
+def test_torch_keeps_to_its_own_number_of_threads(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from softxp._backends import on_torch
+
+    softxp.set_num_threads(8)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert on_torch.HOST.threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_after_a_fork_the_child_computes():
+    code = """
+import os, numpy as np, softxp
+softxp.set_num_threads(2)
+x = np.random.default_rng(0).normal(size=(2000, 1000))
+want = softxp.softmax(x)
+child = os.fork()
+if child == 0:
+    os._exit(0 if (softxp.softmax(x) == want).all() else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert (softxp.softmax(x) == want).all()
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
+def test_at_exit_and_in_a_daemon():
+    """While the interpreter goes down no thread starts; the caller does all by itself."""
+    code = """
+import atexit, threading, time, numpy as np, softxp
+softxp.set_num_threads(2)
+x = np.random.default_rng(0).normal(size=(2000, 1000))
+want = softxp.softmax(x)
+atexit.register(lambda: print("same" if (softxp.softmax(x) == want).all() else "other"))
+def forever():
+    while True:
+        softxp.softmax(x)
+threading.Thread(target=forever, daemon=True).start()
+time.sleep(0.2)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
+    assert done.stdout == "same\n", done
+    assert not done.stderr
+
+
+def test_an_error_in_a_piece_is_raised():
+    def task(i):
+        if i == 3:
+            raise MemoryError("piece 3")
+
+    with pytest.raises(MemoryError, match="piece 3"):
+        _threads.share(task, [(i,) for i in range(100)], 4)
+
+
+# --- compiling -----------------------------------------------------------------------------------------------------------
+
+
+def test_warmup_says_what_it_does(capsys):
+    assert softxp.warmup("float32") == len(kernels.KERNELS)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(kernels.KERNELS)
+    assert lines[0].startswith("softxp: compiling 1 of ")
+    assert softxp.warmup("float32", progress=False) == len(kernels.KERNELS)
+    assert not capsys.readouterr().err
+    with pytest.raises(ValueError, match="got 'int8'"):
+        softxp.warmup("int8")
+
+
+def test_without_a_directory_for_the_cache(monkeypatch):
+    def njit(**how):
+        if how.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda f: f
+
+    monkeypatch.setattr(kernels, "_njit", njit)
+    monkeypatch.setattr(kernels, "KERNELS", {})
+    assert kernels.kernel(len) is len
+
+
+def test_a_full_disk_is_no_error(monkeypatch):
+    def kept(*_):
+        raise OSError("no space left")
+
+    from numba.core.caching import FunctionCache
+
+    monkeypatch.setattr(FunctionCache, "save_overload", kept)
+    monkeypatch.setattr(kernels, "KERNELS", {})
+
+    def three(x):
+        return x + 3
+
+    assert kernels.kernel(three)(4) == 7
+
+
+def test_without_numba():
+    code = """
+import sys
+sys.modules["numba"] = None
+import numpy as np, softxp
+from softxp._backends import _rows
+x = np.random.default_rng(0).normal(size=(300, 1000)).astype(np.float32)
+p = softxp.softmax(x)
+assert _rows.kernels() is False and softxp.warmup() == 0
+assert np.allclose(p.sum(-1), 1) and np.isclose(softxp.cross_entropy(x, np.zeros(300, int)), -np.log(p[:, 0]).mean())
+corners = np.asarray([[1.0, 1.0], [np.inf, 0.0], [-np.inf, -np.inf]])
+assert np.array_equal(softxp.softmax(corners), [[0.5, 0.5], [1, 0], [0, 0]])
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
