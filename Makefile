@@ -4,7 +4,8 @@
 #   make accuracy    measures every target and every peer, and writes docs/accuracy.md and its pictures anew
 #   make budgets     asks the same anew, and writes the budgets that `make test` holds softxp to (review the difference!)
 #   make third-party the conformance suite as a stranger has it: from a wheel, in an empty folder, for their library
-#   make lint, types, docs, bench, clean
+#   make bench   times softxp and its peers (half an hour), and writes docs/speed.md and its picture anew
+#   make lint, types, docs, clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -60,7 +61,7 @@ docs: .venv/installed-dev
 	$(VENV)/sphinx-build -q -W docs docs/_build
 
 bench: .venv/installed
-	$(VENV)/python -m benchmarks $(ARGS)
+	$(VENV)/python -m benchmarks --json build/speed.json --page docs/speed.md $(ARGS)
 
 clean:
 	rm -rf .venv .venv-demo .venv-third-party docs/_build build dist .pytest_cache .ruff_cache .hypothesis
@@ -68,8 +69,8 @@ clean:
 # The stamps: an environment is installed once, and again when pyproject.toml changes.
 
 .venv-demo/installed: pyproject.toml | .venv-demo/bin/python
-	@echo "installing softxp, numpy, scikit-learn and rich into .venv-demo"
-	@$(DEMO)/python -m pip $(PIP) -e ".[numpy,demo]"
+	@echo "installing softxp, numpy, numba, scikit-learn and rich into .venv-demo"
+	@$(DEMO)/python -m pip $(PIP) -e ".[numpy,cpu,demo]"
 	@touch $@
 
 .venv/installed: pyproject.toml | .venv/bin/python
