@@ -95,7 +95,9 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
     rows = [r for r in rows if r["dtype"] == "float32" and r["axis"] == -1]
     functions = list(dict.fromkeys(r["function"] for r in rows))
-    peers = ["scipy", "numpy", "torch", "torch.compile", "jax", "copy"]
+    peers = [
+        p for p in ("scipy", "numpy", "torch", "torch.compile", "jax", "copy") if any(p in r["seconds"] for r in rows)
+    ]
     figure, panels = plt.subplots(len(functions), 1, figsize=(9, 2.3 * len(functions)), sharex=True, squeeze=False)
     for panel, function in zip(panels[:, 0], functions, strict=True):
         mine = [r for r in rows if r["function"] == function]
@@ -107,8 +109,9 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
         panel.set_ylabel("time / softxp's", fontsize=8)
         panel.set_title(function, fontsize=9, loc="left")
         panel.set_xticks(range(len(mine)), [f"{r['rows']} × {r['n']}" for r in mine], fontsize=8)
-    panels[0, 0].legend(ncols=6, fontsize=7, loc="upper right")
-    figure.tight_layout()
+    names, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(names, labels, ncols=6, fontsize=7, loc="upper center")
+    figure.tight_layout(rect=(0, 0, 1, 0.97))
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
