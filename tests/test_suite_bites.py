@@ -18,7 +18,7 @@ WRONG = {
     "TEXTBOOK_LOG": "test_gap[numpy:log(1 + r)-float32-log_softmax]",
     "OVERFLOWS": "test_rows[numpy:overflows-float32-logsumexp-plain-extreme]",
     "LEAKS": "test_rows[numpy:NaN row leaks-float32-softmax-plain-nan]",
-    "ONE_ULP_MORE": "test_long[numpy:1 ulp more on long rows-float32-softmax-50257-normal",
+    "THREE_ULP_MORE": "test_long[numpy:3 ulp more on long rows-float32-softmax-50257-normal",
     "WRITES": "test_contract_dtype_device_and_inputs[numpy:in-place write-float32-softmax]",
     "BY_SIZE": "test_contract_same_bits_in_a_batch[numpy:bits by the batch-float32-softmax-ordinary]",
     "LABEL_OFF_BY_ONE": "test_rows[numpy:label off by one-float32-cross_entropy-plain-normal]",
@@ -32,7 +32,7 @@ SPARED = {
     "NO_SHIFT": "test_rows[numpy:no shift-float32-softmax-plain-normal]",
     "TEXTBOOK_LOG": "test_rows[numpy:log(1 + r)-float32-log_softmax-plain-equal]",
     "OVERFLOWS": "test_rows[numpy:overflows-float32-logsumexp-plain-normal]",
-    "ONE_ULP_MORE": "test_rows[numpy:1 ulp more on long rows-float32-softmax-plain-normal]",
+    "THREE_ULP_MORE": "test_rows[numpy:3 ulp more on long rows-float32-softmax-plain-normal]",
     "MEAN_OVER_IGNORED": "test_rows[numpy:mean over ignored rows-float32-cross_entropy-plain-normal]",
     "NO_TEMPERATURE": "test_vjp[numpy:no T in the gradient-float32-softmax-plain-normal]",
 }

@@ -151,13 +151,6 @@ def _but_short_softmax(function: str, kind: str, dtype: str, long: bool) -> bool
     return not (function == "softmax" and kind == "value" and not long)
 
 
-def _but_plain_softmax(function: str, kind: str, dtype: str, long: bool) -> bool:
-    """softmax of float64 takes them at any length: numpy has no step wider."""
-    return _but_short_softmax(function, kind, dtype, long) and not (
-        function == "softmax" and kind == "value" and dtype == "float64"
-    )
-
-
 # --- torch -----------------------------------------------------------------------------------------------------------
 
 
@@ -439,8 +432,8 @@ TARGETS = {
             only=(r"test_(rows|vjp).*-plain-", r"test_contract_(dtype|views|empty|errors)"),
         ),
         replace(NUMPY, name="numpy-bfloat16", module="ml_dtypes", dtypes=("bfloat16",)),
-        # the road without Numba
-        replace(NUMPY, name="numpy-formula", context=_without_kernels, wide=_but_plain_softmax),
+        # the road without Numba; softmax's five plain passes there keep the promise, and no closer bound
+        replace(NUMPY, name="numpy-formula", context=_without_kernels, tight=False),
         STRICT,
         # a device without 64-bit numbers
         replace(
