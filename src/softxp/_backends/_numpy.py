@@ -14,9 +14,9 @@ from . import _threads
 from ._namespace import blocked, careful
 
 quiet = np.errstate(all="ignore")
-_maximum: Any = np.maximum.reduce
-_add: Any = np.add.reduce
-_in_blocks = blocked(_add, np.reshape)
+maximum: Any = np.maximum.reduce
+add: Any = np.add.reduce
+_in_blocks = blocked(add, np.reshape)
 
 
 def total(x: Any, *, axis: Any, keepdims: bool = False) -> Any:
@@ -24,7 +24,7 @@ def total(x: Any, *, axis: Any, keepdims: bool = False) -> Any:
     if not isinstance(axis, tuple):
         axis = (axis,)
     if len(axis) == 1 and (x.strides[axis[0]] == x.itemsize or x.shape[axis[0]] <= 8):
-        return _add(x, axis[0], None, None, keepdims)
+        return add(x, axis[0], None, None, keepdims)
     return _in_blocks(x, axis=axis, keepdims=keepdims)
 
 
@@ -66,7 +66,7 @@ def astype(x: Any, dtype: Any) -> Any:
 XP = careful(
     compat,
     sum=total,
-    max=lambda x, *, axis, keepdims: _maximum(x, axis, None, None, keepdims),
+    max=lambda x, *, axis, keepdims: maximum(x, axis, None, None, keepdims),
     astype=astype,
 )
 
@@ -88,8 +88,15 @@ def tiled(op: Op, values: dict[str, Any]) -> Any:
     cut = max(range(x.ndim), key=lambda a: (a not in axis) * x.shape[a])
     if cut in axis or x.shape[cut] == 1:  # a single row
         return _SERVE[op.name](op, values, 0, [slice(None)])
-    step = max(1, TILE * x.shape[cut] // x.size)
-    return _SERVE[op.name](op, values, cut, [slice(i, i + step) for i in range(0, x.shape[cut], step)])
+    return _SERVE[op.name](op, values, cut, _pieces(x.shape[cut], max(1, TILE * x.shape[cut] // x.size)))
+
+
+def _pieces(n: int, step: int) -> list[slice]:
+    return [slice(i, i + step) for i in range(0, n, step)]
+
+
+def _along(axis: int, piece: slice) -> tuple[slice, ...]:
+    return (slice(None),) * axis + (piece,)
 
 
 def _part(values: dict[str, Any], cut: int, piece: slice) -> dict[str, Any]:
@@ -97,21 +104,25 @@ def _part(values: dict[str, Any], cut: int, piece: slice) -> dict[str, Any]:
     ndim, out = values["x"].ndim, dict(values)
     for name, v in values.items():
         if isinstance(v, np.ndarray) and (a := cut - ndim + v.ndim) >= 0 and v.shape[a] != 1 and name != "normalizer":
-            out[name] = v[(slice(None),) * a + (piece,)]
+            out[name] = v[_along(a, piece)]
     return out
 
 
-def _each(task: Any, values: dict[str, Any], cut: int, pieces: list[slice]) -> list[Any]:
-    """task(values of the piece, number of the piece) for each, in threads; their answers in order."""
+def _each(task: Any, values: dict[str, Any], cut: int, pieces: list[slice], y: Any = None) -> Any:
+    """task(values of the piece) for each, in threads: their answers in order, or put together in y along the cut."""
     out: list[Any] = [None] * len(pieces)
 
     @quiet  # numpy's error state is a thread's own
     def work(i: int) -> None:
-        out[i] = task(_part(values, cut, pieces[i]), i)
+        answer = task(_part(values, cut, pieces[i]))
+        if y is None:
+            out[i] = answer
+        else:
+            y[_along(cut, pieces[i])] = answer
 
     threads = min(_threads.num_threads(), 1 + values["x"].size // (8 * TILE))
     _threads.share(work, [(i,) for i in range(len(pieces))], threads)
-    return out
+    return out if y is None else y
 
 
 def _whole(op: Op, values: dict[str, Any]) -> Any:
@@ -122,9 +133,9 @@ def _whole(op: Op, values: dict[str, Any]) -> Any:
     if n <= LONG or len(axis) > 1 or not plain:
         return op.forward(XP, **values)
     (a,) = axis
-    pieces = [slice(i, i + LONG) for i in range(0, n, LONG)]
+    pieces = _pieces(n, LONG)
 
-    def state(part: dict[str, Any], _: int) -> tuple[Any, Any]:
+    def state(part: dict[str, Any]) -> tuple[Any, Any]:
         s = F.rows(
             XP, part["x"], axis=axis, where=part.get("where"), temperature=temperature, compute=part["compute"]
         )  # fmt: skip
@@ -134,13 +145,7 @@ def _whole(op: Op, values: dict[str, Any]) -> Any:
     known = SimpleNamespace(**vars(XP), fold_rows=lambda *_: (m, r))
     if op.name == "logsumexp":
         return op.forward(known, **_part(values, a, slice(0, 1)))
-    y = np.empty(x.shape, values["dtype"])
-
-    def finish(part: dict[str, Any], i: int) -> None:
-        y[(slice(None),) * a + (pieces[i],)] = op.forward(known, **part)
-
-    _each(finish, values, a, pieces)
-    return y
+    return _each(lambda part: op.forward(known, **part), values, a, pieces, np.empty(x.shape, values["dtype"]))
 
 
 def in_row_blocks(f: Any, x: Any) -> Any:
@@ -148,39 +153,27 @@ def in_row_blocks(f: Any, x: Any) -> Any:
     if x.size <= TILE:
         return f(x)
     rows = x.reshape(-1, x.shape[-1])
-    step, y = max(1, TILE // x.shape[-1]), np.empty(rows.shape, x.dtype)
-    pieces = [slice(i, i + step) for i in range(0, rows.shape[0], step)]
-
-    def task(part: dict[str, Any], i: int) -> None:
-        y[pieces[i]] = f(part["x"])
-
-    _each(task, {"x": rows}, 0, pieces)
-    return y.reshape(x.shape)
+    pieces = _pieces(rows.shape[0], max(1, TILE // x.shape[-1]))
+    return _each(lambda part: f(part["x"]), {"x": rows}, 0, pieces, np.empty(rows.shape, x.dtype)).reshape(x.shape)
 
 
 def _map(op: Op, values: dict[str, Any], cut: int, pieces: list[slice]) -> Any:
     if len(pieces) == 1:
         return _whole(op, values)
-    y = np.empty(values["x"].shape, values["dtype"])
-
-    def task(part: dict[str, Any], i: int) -> None:
-        y[(slice(None),) * cut + (pieces[i],)] = _whole(op, part)
-
-    _each(task, values, cut, pieces)
-    return y
+    return _each(lambda part: _whole(op, part), values, cut, pieces, np.empty(values["x"].shape, values["dtype"]))
 
 
 def _reduction(op: Op, values: dict[str, Any], cut: int, pieces: list[slice]) -> Any:
     if len(pieces) == 1:
         return _whole(op, values)
-    parts = _each(lambda part, _: _whole(op, part), values, cut, pieces)
+    parts = _each(lambda part: _whole(op, part), values, cut, pieces)
     return np.concatenate(parts, axis=cut if values["keepdims"] else cut - sum(a < cut for a in values["axis"]))
 
 
 def _loss(op: Op, values: dict[str, Any], cut: int, pieces: list[slice]) -> Any:
     how = {k: values[k] for k in ("normalizer", "reduction", "axis")}
     of_rows = {k: v for k, v in values.items() if k not in ("normalizer", "reduction", "dtype")}
-    parts = _each(lambda part, _: F.loss_rows(XP, **part), of_rows, cut, pieces)
+    parts = _each(lambda part: F.loss_rows(XP, **part), of_rows, cut, pieces)
     weight, dropped, loss = (
         np.concatenate(each, axis=cut) for each in zip(*((t.weight, t.dropped, a) for t, a in parts), strict=True)
     )

@@ -124,8 +124,8 @@ class Rows:
 
     def whole(self) -> bool:
         """May a kernel hold whole rows?"""
-        side_by_side = abs(self.g[_kernels.X + 2]) < abs(self.g[_kernels.X + 3]) and self.inner > 1
-        return self.n <= _kernels.TILE or self.n * (_kernels.LANES if side_by_side else 1) <= _kernels.KEEP
+        lanes = _kernels.LANES if _kernels.side_by_side.py_func(self.g, _kernels.X) else 1
+        return self.n <= _kernels.TILE or self.n * lanes <= _kernels.KEEP
 
     def run(self, kernel: Any, threads: int, split: bool = True) -> None:
         """The kernel over all rows: in blocks of rows, or in blocks of tiles where rows are few and long."""

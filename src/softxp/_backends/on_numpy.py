@@ -12,15 +12,14 @@ import numpy as np
 from .._op import OPS, Op
 from . import Backend, _rows
 from ._numpy import XP, in_row_blocks, quiet, tiled
+from ._numpy import add as _add
+from ._numpy import maximum as _maximum
 
 _f16, _f32, _f64, _ndarray = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64), np.ndarray
 
 
-_AS: dict[Any, Any] = {
-    _f32: _f32,
-    _f64: _f64,
-    _f16: np.dtype(np.uint16),
-}  # dtype -> dtype of its memory, for the kernels
+# dtype -> dtype of its memory, for the kernels
+_AS: dict[Any, Any] = {_f32: _f32, _f64: _f64, _f16: np.dtype(np.uint16)}
 
 
 def _raw(a: Any) -> Any:
@@ -55,7 +54,7 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
 
 # --- softmax of a few short rows that lie contiguous: what a call costs is what it costs here --------------------------
 
-_kinds = {_f32: np.float32(0), _f64: np.float64(0), _f16: np.uint16(0)}
+_kinds = {dtype: _rows.KINDS[_AS[dtype]] for dtype in (_f32, _f64, _f16)}
 
 
 def _softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any:
@@ -89,8 +88,6 @@ def _softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any
 
 
 _SHORT = 64
-_maximum: Any = np.maximum.reduce
-_add: Any = np.add.reduce
 
 
 @quiet
@@ -107,9 +104,8 @@ def _five_passes(x: Any) -> Any:
     first = y[..., 0]
     if not _add(first, None) < np.inf:
         bad = np.isnan(first)
-        y[bad] = OPS["softmax"].forward(
-            XP, x[bad], axis=(x[bad].ndim - 1,), dtype=x.dtype, compute=np.float64
-        )  # fmt: skip
+        rows = x[bad]
+        y[bad] = OPS["softmax"].forward(XP, rows, axis=(rows.ndim - 1,), dtype=x.dtype, compute=np.float64)
     return y
 
 

@@ -272,8 +272,6 @@ def _narrow(kind, y):
             return np.int16(rounded if y == y else np.int32(np.int32(b >> 16) | np.int32(0x40)))
 
         return bfloat
-    if kind == EXACT:
-        return lambda kind, y: y
     return lambda kind, y: y
 
 
@@ -325,8 +323,7 @@ def exp_double(d, error):
     """exp(d + error) for any d <= 0; NaN for NaN."""
     if not d >= -800.0:
         return 0.0 if d == d else nan
-    u, shifted = reduced(d, error)
-    return bits(bits(1.0 + u) + (bits(shifted) << 52)) * _DOWN
+    return expo(1.0, d, error)
 
 
 @inlined
@@ -380,24 +377,26 @@ def quotient(x, m, t, zero):
     return q, error if error - error == zero else zero
 
 
-def shifted(kind, x, m, t, low, zero):
-    """exp((x - m) / t) for x <= m, not NaN. What lies below `low` counts as if it lay there: it gives 0 all the same."""
+def apart_from(kind, x, m, t, low, zero):
+    """(x - m) / t for x <= m, not NaN, and its error where it is kept. What lies below `low` counts as if it lay there."""
 
 
-@overload(shifted, jit_options=_EXACTLY)
-def _shifted(kind, x, m, t, low, zero):
+@overload(apart_from, jit_options=_EXACTLY)
+def _apart_from(kind, x, m, t, low, zero):
     if kind in NARROW or kind == EXACT:
-        return lambda kind, x, m, t, low, zero: expo(kind, (larger(x, low) - m) / t, zero)
+        return lambda kind, x, m, t, low, zero: ((larger(x, low) - m) / t, zero)
+    return lambda kind, x, m, t, low, zero: quotient(larger(x, low), m, t, zero)
 
-    def compensated(kind, x, m, t, low, zero):
-        d, error = quotient(larger(x, low), m, t, zero)
-        return expo(kind, d, error)
 
-    return compensated
+@inlined
+def shifted(kind, x, m, t, low, zero):
+    """exp((x - m) / t), 0 for what lies below `low`."""
+    d, error = apart_from(kind, x, m, t, low, zero)
+    return expo(kind, d, error)
 
 
 def unit_shifted(kind, x, m, low, zero):
-    """exp(x - m), likewise."""
+    """exp(x - m) for x <= m, not NaN, likewise."""
 
 
 @overload(unit_shifted, jit_options=_EXACTLY)
@@ -469,6 +468,13 @@ def peak(kind, x, n):
     return m, nans
 
 
+@inlined
+def summit(kind, x, n):
+    """The maximum in float64, NaN where one is NaN."""
+    m, nans = peak(kind, x, n)
+    return np.float64(m) if nans == number(kind, 0.0) else nan
+
+
 @summing
 def unit_exps(kind, x, e, n, m, low):
     apart()
@@ -537,8 +543,8 @@ def lowest(kind, m, t):
 @inlined
 def state(kind, x, e, n, t):
     """(m, r) of the tile x, and its exps exp((x - m) / t) into e, which may be x."""
-    top, nans = peak(kind, x, n)
-    m = np.float64(top) if nans == number(kind, 0.0) else nan
+    m = summit(kind, x, n)
+    top = number(kind, m)
     if not ordinary(kind, m, t):
         s, ones = corners(kind, x, e, n, m, t)
     elif t == 1.0:
@@ -559,8 +565,7 @@ def distance(x, m, t):
         return (0.0 if x == m else -inf), 0.0
     if t == inf:
         return 0.0, 0.0
-    d, error = quotient(x, m, t, 0.0)
-    return d, error
+    return quotient(x, m, t, 0.0)
 
 
 @inlined
@@ -729,17 +734,6 @@ def temperature(g, f, row):
 # Short rows take their exps together, in one loop over all of their numbers: (x - m) / t and its error first, row by row.
 
 
-def apart_from(kind, x, m, t, low, zero):
-    """(x - m) / t and its error, as `shifted` has them."""
-
-
-@overload(apart_from, jit_options=_EXACTLY)
-def _apart_from(kind, x, m, t, low, zero):
-    if kind in NARROW or kind == EXACT:
-        return lambda kind, x, m, t, low, zero: ((larger(x, low) - m) / t, zero)
-    return lambda kind, x, m, t, low, zero: quotient(larger(x, low), m, t, zero)
-
-
 @inlined
 def row_differences(kind, e, error, n, m, t):
     """In place of the numbers of a row."""
@@ -774,8 +768,7 @@ def row_sums(kind, e, n):
 @inlined
 def short_state(kind, e, error, n):
     """(m, r) of one short row at temperature 1, whose numbers become their exps; only m where it is not ordinary."""
-    top, nans = peak(kind, e, n)
-    m, r = np.float64(top) if nans == number(kind, 0.0) else nan, 0.0
+    m, r = summit(kind, e, n), 0.0
     if ordinary(kind, m, 1.0):
         row_differences(kind, e, error, n, m, 1.0)
         exps_of_all(kind, e, error, n)
@@ -791,8 +784,7 @@ def short_states(kind, g, f, row, rows, b):
     load(kind, g, f, row, rows, 0, n, b.e, n)
     for c in range(rows):
         e, error = past(b.e, c * n), past(b.error, c * n)
-        top, nans = peak(kind, e, n)
-        m, t = np.float64(top) if nans == number(kind, 0.0) else nan, temperature(g, f, row + c)
+        m, t = summit(kind, e, n), temperature(g, f, row + c)
         b.ms[c] = m
         if ordinary(kind, m, t):
             row_differences(kind, e, error, n, m, t)
@@ -1076,6 +1068,16 @@ def inner_product(a, b, n):
 
 
 @inlined
+def total_but(a, i, n):
+    """The sum of all but a[i], which does not cancel."""
+    kept = a[i]
+    a[i] = 0.0
+    s = total(a, n)
+    a[i] = kept
+    return s
+
+
+@inlined
 def index_of(a, value, n):
     for i in range(n):
         if a[i] == value:
@@ -1150,8 +1152,7 @@ def softmax_pullback(kind, g, f, start, stop, first, last):
         for i in range(n):
             v[i] = p[i] * (v[i] - product)
         if lone >= 0:
-            v[lone] = 0.0
-            v[lone] = -total(v, n)
+            v[lone] = -total_but(v, lone, n)
         else:
             excess = total(v, n) / max(ties, 1.0)
             for i in range(n):
@@ -1184,10 +1185,7 @@ def log_softmax_pullback(kind, g, f, start, stop, first, last):
         lone = index_of(p, peak(1.0, p, n)[0], n) if b.r[0] < 1.0 else -1
         of_lone = 0.0
         if lone >= 0:
-            kept = v[lone]
-            v[lone] = 0.0
-            of_lone = kept * (b.r[0] / (1.0 + b.r[0])) - p[lone] * total(v, n)
-            v[lone] = kept
+            of_lone = v[lone] * (b.r[0] / (1.0 + b.r[0])) - p[lone] * total_but(v, lone, n)
         for i in range(n):
             v[i] = (1.0 - p[i]) * v[i] - p[i] * (all_v - v[i])
         if lone >= 0:
@@ -1225,6 +1223,11 @@ def row_loss(f, log, weight, fit, m, t, count):
     return loss, more
 
 
+@inlined
+def weight_at(g, label):
+    return at(g[CLASS_WEIGHT], 1.0)[label] if g[CLASS_WEIGHT] != 0 else 1.0
+
+
 @kernel
 def cross_entropy(kind, g, f, start, stop, first, last):
     """LOSS of each row, before its weight, and with Y its gradient by X times FACTOR. Labels are integers, unsmoothed."""
@@ -1239,7 +1242,7 @@ def cross_entropy(kind, g, f, start, stop, first, last):
             loss = 0.0
             if 0 <= label < g[N]:
                 t, m, log = temperature(g, f, row + c), b.m[c], log1p(b.r[c])
-                q = at(g[CLASS_WEIGHT], 1.0)[label] if g[CLASS_WEIGHT] != 0 else 1.0
+                q = weight_at(g, label)
                 d, _ = distance(score(kind, g, f, row + c, label, b), m, t)
                 loss, _ = row_loss(f, log, q, q * d, m, t, q)
             if first == 0:
@@ -1250,16 +1253,12 @@ def cross_entropy(kind, g, f, start, stop, first, last):
                 n = min(TILE, g[N] - begin)
                 tile = exps_of(kind, g, f, row, rows, k, b)
                 for c in range(rows):
-                    e, m, t, label = (
-                        past(tile, c * b.width),
-                        b.m[c],
-                        temperature(g, f, row + c),
-                        at(g[LABEL], 0)[row + c],
-                    )
+                    e, m, t = past(tile, c * b.width), b.m[c], temperature(g, f, row + c)
+                    label = at(g[LABEL], 0)[row + c]
                     if label < 0 or frozen(m, t):
                         fill(kind, e, n)
                         continue
-                    q = at(g[CLASS_WEIGHT], 1.0)[label] if g[CLASS_WEIGHT] != 0 else 1.0
+                    q = weight_at(g, label)
                     factor, log = at(g[FACTOR], 1.0)[row + c] / t, log1p(b.r[c])
                     _, more = row_loss(f, log, q, 0.0, m, t, q)
                     times(kind, e, n, share(b, c, k) * ((q + more) * factor))
@@ -1275,6 +1274,12 @@ def cross_entropy(kind, g, f, start, stop, first, last):
     memory[0] = 0.0
 
 
+@inlined
+def weight_of(g, y):
+    """Σ w y of a row of labels."""
+    return inner_product(y, at(g[CLASS_WEIGHT], 1.0), g[N]) if g[CLASS_WEIGHT] != 0 else total(y, g[N])
+
+
 @kernel
 def row_weights(kind, g, f, start, stop, first, last):
     """OUT_M: Σ w y of each row of soft labels."""
@@ -1282,9 +1287,7 @@ def row_weights(kind, g, f, start, stop, first, last):
     b = block(kind, g, memory, keep)
     for row in range(start, stop):
         read_whole(kind, g, V, row, b, b.q)
-        n = g[N]
-        w = inner_product(b.q, at(g[CLASS_WEIGHT], 1.0), n) if g[CLASS_WEIGHT] != 0 else total(b.q, n)
-        at(g[OUT_M], 1.0)[row] = w
+        at(g[OUT_M], 1.0)[row] = weight_of(g, b.q)
     memory[0] = 0.0
 
 
@@ -1312,13 +1315,8 @@ def soft_cross_entropy(kind, g, f, start, stop, first, last):
         else:
             fill(1.0, q, n)
             q[label] = 1.0
-        classes = at(g[CLASS_WEIGHT], 1.0)
-        if g[CLASS_WEIGHT] != 0:
-            weight = inner_product(q, classes, n)
-        else:
-            weight = total(q, n)
+        weight = weight_of(g, q)
         if smoothing != 0.0:
-            fill(1.0, p, n)
             for i in range(n):
                 p[i] = 1.0
             mask(1.0, g, row, 0, n, p, 0.0)
@@ -1326,6 +1324,7 @@ def soft_cross_entropy(kind, g, f, start, stop, first, last):
             for i in range(n):
                 q[i] = (1.0 - smoothing) * q[i] + even * p[i]
         if g[CLASS_WEIGHT] != 0:
+            classes = at(g[CLASS_WEIGHT], 1.0)
             for i in range(n):
                 q[i] *= classes[i]
 
@@ -1354,10 +1353,7 @@ def soft_cross_entropy(kind, g, f, start, stop, first, last):
         lone = index_of(p, peak(1.0, p, n)[0], n) if r < 1.0 else -1
         of_lone = 0.0
         if lone >= 0:
-            kept = q[lone]
-            q[lone] = 0.0
-            of_lone = p[lone] * (total(q, n) + more) - kept * (r / (1.0 + r))
-            q[lone] = kept
+            of_lone = p[lone] * (total_but(q, lone, n) + more) - q[lone] * (r / (1.0 + r))
         for i in range(n):
             q[i] = p[i] * (all_q - q[i] + more) - (1.0 - p[i]) * q[i]
         if lone >= 0:
