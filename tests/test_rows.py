@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 import softxp
 from softxp._backends import _rows, _threads
+from softxp._kernels import _numba as compiling
 from softxp._kernels import rows as kernels
 from softxp.streaming import LogSumExp
 
@@ -388,9 +390,16 @@ def test_without_a_directory_for_the_cache(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return lambda f: f
 
-    monkeypatch.setattr(kernels, "_njit", njit)
-    monkeypatch.setattr(kernels, "KERNELS", {})
-    assert kernels.kernel(len) is len
+    monkeypatch.setattr(compiling, "_njit", njit)
+    monkeypatch.setattr(compiling, "KERNELS", {})
+    assert compiling.kernel(len) is len
+
+
+def test_a_kernel_on_disk_is_as_old_as_all_it_is_made_of():
+    files = [file.stat() for file in Path(compiling.__file__).parent.glob("*.py")]
+    assert len(files) > 3
+    kept = kernels.softmax._cache._cache_file._source_stamp
+    assert kept == (max(file.st_mtime for file in files), sum(file.st_size for file in files))
 
 
 def test_a_full_disk_is_no_error(monkeypatch):
@@ -400,12 +409,12 @@ def test_a_full_disk_is_no_error(monkeypatch):
     from numba.core.caching import FunctionCache
 
     monkeypatch.setattr(FunctionCache, "save_overload", kept)
-    monkeypatch.setattr(kernels, "KERNELS", {})
+    monkeypatch.setattr(compiling, "KERNELS", {})
 
     def three(x):
         return x + 3
 
-    assert kernels.kernel(three)(4) == 7
+    assert compiling.kernel(three)(4) == 7
 
 
 def test_without_numba():

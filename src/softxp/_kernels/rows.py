@@ -1,19 +1,13 @@
 """Kernels over the rows of arrays in memory: the state, softmax, log_softmax, cross-entropy and three pullbacks.
 
-One file, so that a compiled kernel on disk is as old as all that it is made of. Nothing here holds the GIL.
+Nothing here holds the GIL.
 
 A row is read in tiles of 1024 numbers, into scratch that stays in cache, in the arithmetic of its *kind*. A tile's state is
 `(m, r)`, its maximum and the sum of exp(x - m) over all of it but one maximum; its numbers become exp(x - m). The states are
 joined in the order of the tiles, and each tile is finished by one factor. So the bits of a row depend on the row alone:
 not on its neighbours, on the axis it lies along, or on who computes which tile.
 
-A *kind* is a value whose type says what lies in memory, and with it the arithmetic:
-
-    uint16   the bits of a float16      float32
-    int16    the bits of a bfloat16     float32
-    float32  a float32                  float32, with what differences, quotients and factors round away carried along
-    uint32   the bits of a float32      float64: where the answer stays float64
-    float64  a float64                  float64, with what differences and quotients round away carried along
+What lies in memory, and the arithmetic, are a *kind*: see arithmetic.py.
 
 Arrays come as addresses and strides in a vector of integers `g`, numbers in a vector of floats `f`: see the constants below.
 A view is four integers: address, and the steps in elements between outer rows, between inner rows and along a row.
@@ -21,15 +15,33 @@ A view is four integers: address, and the steps in elements between outer rows, 
 
 import sys
 from collections import namedtuple
-from contextlib import suppress
 from math import expm1, inf, log1p, nan
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit as _njit
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
+
+from ._numba import EXACTLY, KERNELS, apart, at, called, fma, inlined, kernel, larger, past, put, summing, take
+from .arithmetic import (
+    BFLOAT,
+    DOUBLE,
+    HALF,
+    SINGLE,
+    apart_from,
+    difference,
+    exp_double,
+    expm1_double,
+    expo,
+    narrow,
+    near,
+    number,
+    quotient,
+    reach,
+    shifted,
+    unit_shifted,
+    wide,
+)  # fmt: skip
 
 TILE = 1024
 RUN = 256  # numbers that are added in the arithmetic; their sums are added in float64
@@ -47,368 +59,6 @@ INNER, N = 29, 30  # rows in one outer row; numbers in a row
 SLOTS = 31
 # f
 T, CAP, SMOOTHING, Z_LOSS = 0, 1, 2, 3
-
-# fastmath is said everywhere: unsaid, it is the caller's, and a sum's freedom to reorder would reach into `difference`
-_EXACTLY = dict(forceinline=True, fastmath=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-_CALLED = dict(nogil=True, error_model="numpy", forceinline=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-KERNELS: dict[str, Any] = {}
-
-
-def kernel(function: Any) -> Any:
-    """Compiled at first use, kept on disk where that can be written."""
-    how = dict(nogil=True, error_model="numpy", forceinline=False, fastmath=False)
-    try:
-        compiled = _njit(**how, cache=True)(function)
-    except RuntimeError:  # there is no directory for the cache
-        compiled = _njit(**how)(function)
-    else:
-        keep = compiled._cache.save_overload
-
-        def keep_if_possible(*compiled_for: Any) -> None:
-            with suppress(OSError):  # the directory is full, or was closed since
-                keep(*compiled_for)
-
-        compiled._cache.save_overload = keep_if_possible
-    KERNELS[function.__name__] = compiled
-    return compiled
-
-
-inlined: Any = _njit(nogil=True, error_model="numpy", **_EXACTLY)
-called: Any = _njit(**_CALLED, fastmath=False)
-summing: Any = _njit(**_CALLED, fastmath={"reassoc", "nsz"})  # sums in vectors
-
-HALF, BFLOAT, SINGLE, EXACT, DOUBLE = types.uint16, types.int16, types.float32, types.uint32, types.float64
-NARROW = (HALF, BFLOAT)
-IN_32 = (HALF, BFLOAT, SINGLE)
-
-
-# --- what Numba has no word for --------------------------------------------------------------------------------------
-
-
-@intrinsic
-def at(typing: Any, address: Any, kind: Any) -> Any:
-    """The memory at an address, as elements of this kind."""
-    pointer = types.CPointer(kind)
-
-    def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(pointer))
-
-    return pointer(types.int64, kind), lower
-
-
-@intrinsic
-def bits(typing: Any, value: Any) -> Any:
-    """The same bits as an integer, or as a float."""
-    to = {
-        types.float32: types.int32,
-        types.int32: types.float32,
-        types.float64: types.int64,
-        types.int64: types.float64,
-        types.uint32: types.float32,
-    }[value]
-
-    def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], context.get_value_type(to))
-
-    return to(value), lower
-
-
-@intrinsic
-def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c, rounded once."""
-    return a(a, a, a), lambda context, builder, signature, args: builder.fma(*args)
-
-
-@intrinsic
-def larger(typing: Any, a: Any, b: Any) -> Any:
-    """The larger of two, in one instruction. Beside a NaN either: the sum that follows will find it."""
-
-    def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        number = args[0].type
-        maximum = builder.module.declare_intrinsic("llvm.maxnum", [number], ir.FunctionType(number, [number, number]))
-        return builder.call(maximum, args, fastmath=("nnan", "nsz"))
-
-    return a(a, a), lower
-
-
-@intrinsic
-def past(typing: Any, pointer: Any, n: Any) -> Any:
-    """The memory from element n on."""
-
-    def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.gep(args[0], [args[1]], source_etype=context.get_value_type(pointer.dtype))
-
-    return pointer(pointer, types.int64), lower
-
-
-def _scope(builder: Any) -> Any:
-    domain = builder.module.add_metadata(["tiles"])
-    return builder.module.add_metadata([builder.module.add_metadata(["written", domain])])
-
-
-@intrinsic
-def take(typing: Any, pointer: Any, i: Any) -> Any:
-    """pointer[i], where no `put` of another number of the loop changes it."""
-
-    def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = builder.gep(args[0], [args[1]], source_etype=context.get_value_type(pointer.dtype))
-        value = builder.load(place, typ=context.get_value_type(pointer.dtype))
-        value.set_metadata("noalias", _scope(builder))
-        return value
-
-    return pointer.dtype(pointer, types.int64), lower
-
-
-@intrinsic
-def put(typing: Any, pointer: Any, i: Any, value: Any) -> Any:
-    """pointer[i] = value, in a loop that reads by `take`: they are the same numbers, or none of them."""
-
-    def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = builder.gep(args[0], [args[1]], source_etype=context.get_value_type(pointer.dtype))
-        builder.store(args[2], place).set_metadata("alias.scope", _scope(builder))
-        return context.get_dummy_value()
-
-    return types.none(pointer, types.int64, pointer.dtype), lower
-
-
-@intrinsic
-def apart(typing: Any) -> Any:
-    """The function that says so is called, not inlined: its loop has the registers to itself."""
-
-    def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.function.attributes.add("noinline")
-        return context.get_dummy_value()
-
-    return types.none(), lower
-
-
-# --- memory to arithmetic and back. The bodies of these names depend on the kind: see `overload` below each ------------
-
-
-def number(kind, value):
-    """A float64, rounded to the arithmetic."""
-
-
-@overload(number, jit_options=_EXACTLY)
-def _number(kind, value):
-    if kind in IN_32:
-        return lambda kind, value: np.float32(value)
-    return lambda kind, value: np.float64(value)
-
-
-def reach(kind):
-    """exp of less than minus this is 0."""
-
-
-@overload(reach, jit_options=_EXACTLY)
-def _reach(kind):
-    if kind in IN_32:
-        return lambda kind: 106.0
-    return lambda kind: 750.0
-
-
-def near(kind):
-    """Some ulp of 1."""
-
-
-@overload(near, jit_options=_EXACTLY)
-def _near(kind):
-    if kind in IN_32:
-        return lambda kind: 2.0**-21
-    return lambda kind: 2.0**-50
-
-
-def wide(kind, v):
-    """An element of memory, in the arithmetic."""
-
-
-_2_112, _EXPONENT, _LOW15 = np.float32(2.0**112), np.int32(0x7F800000), np.int32(0x7FFF)
-
-
-@overload(wide, jit_options=_EXACTLY)
-def _wide(kind, v):
-    if kind == HALF:
-
-        def half(kind, v):
-            h = np.int32(v)
-            magnitude = np.int32(np.int32(h & _LOW15) << 13)
-            f = bits(magnitude) * _2_112
-            f = bits(np.int32(magnitude | _EXPONENT)) if magnitude >= np.int32(0x0F800000) else f
-            return bits(np.int32(bits(f) | np.int32(np.int32(h >> 15) << 31)))
-
-        return half
-    if kind == BFLOAT:
-        return lambda kind, v: bits(np.int32(np.int32(v) << 16))
-    if kind == EXACT:
-        return lambda kind, v: np.float64(bits(v))
-    return lambda kind, v: v
-
-
-def narrow(kind, y):
-    """A number of the arithmetic as an element of memory, rounded to nearest, ties to even."""
-
-
-@overload(narrow, jit_options=_EXACTLY)
-def _narrow(kind, y):
-    if kind == HALF:
-
-        def half(kind, y):
-            b = bits(y)
-            sign = np.int32(np.int32(b >> 16) & np.int32(0x8000))
-            a = np.int32(b & np.int32(0x7FFFFFFF))
-            normal = np.int32(np.int32(a + np.int32(-0x37FFF001) + np.int32(np.int32(a >> 13) & np.int32(1))) >> 13)
-            # adding 1/2 leaves a subnormal's digits, rounded, at the end of the sum's
-            small = np.int32(bits(bits(a) + np.float32(0.5)) - np.int32(0x3F000000))
-            big = np.int32(0x7E00) if a > _EXPONENT else np.int32(0x7C00)
-            h = small if a < np.int32(0x38800000) else (normal if a < np.int32(0x47800000) else big)
-            return np.uint16(h | sign)
-
-        return half
-    if kind == BFLOAT:
-
-        def bfloat(kind, y):
-            b = bits(y)
-            rounded = np.int32(np.int32(b + np.int32(0x7FFF) + np.int32(np.int32(b >> 16) & np.int32(1))) >> 16)
-            return np.int16(rounded if y == y else np.int32(np.int32(b >> 16) | np.int32(0x40)))
-
-        return bfloat
-    return lambda kind, y: y
-
-
-# --- exp of what is at most 0. exp(r) = 1 + r + r² q(r) on |r| <= log(2) / 2, q interpolated at Chebyshev's points -------
-
-_f4, _i4 = np.float32, np.int32
-_LOG2E = 1.4426950408889634
-_LN2_HIGH, _LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10  # the first ends in 21 zeros: its multiples are exact
-
-_LOG2E4, _ROUND4, _DOWN4 = _f4(1.4426950408889634), _f4(1.5 * 2.0**23 + 120.0), _f4(2.0**-120)
-_HIGH4, _LOW4 = _f4(0.693359375), _f4(-0.00021219444005469057)
-_A0, _A1, _A2, _A3, _A4, _A5 = (
-    _f4(c) for c in (
-        0.5000000013457727, 0.16666666681614256, 0.04166646500604005, 0.008333310934448869, 0.0013933641031986701,
-        0.00019890980869750327,
-    )
-)  # to 2^-32  # fmt: skip
-
-_C0, _C1, _C2, _C3, _C4, _C5, _C6, _C7, _C8, _C9, _C10 = (
-    0.5, 0.1666666666666667, 0.04166666666666667, 0.008333333333326141, 0.0013888888888883752, 0.00019841269874800493,
-    2.4801587325533363e-05, 2.7557255425746435e-06, 2.7557273661348637e-07, 2.510520637395701e-08, 2.0914679376583935e-09,
-)  # to 2^-61  # fmt: skip
-
-
-# 2^k is put together from bits, as 2^(k + 600) · 2^-600 (120 in float32), since 2^-1074 has no exponent of a normal number
-# and k may be lower still. Adding the constant rounds to a whole number, k + 600 in the last bits.
-_ROUND, _DOWN = 1.5 * 2.0**52 + 600.0, 2.0**-600
-
-
-@inlined
-def reduced(d, error):
-    """exp(d + error) = 2^k (1 + u), for -1100 <= d <= 0: u, and k + 600 in the last bits."""
-    shifted = fma(d, _LOG2E, _ROUND)
-    k = shifted - _ROUND
-    high = fma(-k, _LN2_HIGH, d)
-    low = fma(-k, _LN2_LOW, error)
-    r = high + low
-    low = (high - r) + low
-    r2 = r * r
-    r4 = r2 * r2
-    q = fma(fma(_C3, r, _C2), r2, fma(_C1, r, _C0))
-    s = fma(fma(_C7, r, _C6), r2, fma(_C5, r, _C4))
-    s = fma(fma(_C10, r2, fma(_C9, r, _C8)), r4, s)
-    return r + fma(fma(s, r4, q), r2, low), shifted
-
-
-@inlined
-def exp_double(d, error):
-    """exp(d + error) for any d <= 0; NaN for NaN."""
-    if not d >= -800.0:
-        return 0.0 if d == d else nan
-    return expo(1.0, d, error)
-
-
-@inlined
-def expm1_double(d):
-    """exp(d) - 1 for -1100 <= d <= 0."""
-    u, shifted = reduced(d, 0.0)
-    power = bits(0x3FF0000000000000 + (bits(shifted) << 52)) * _DOWN
-    return u * power + (power - 1.0)
-
-
-def expo(kind, d, error):
-    """exp(d + error) in the arithmetic, for -1100 <= d <= 0 (-160 in float32)."""
-
-
-@overload(expo, jit_options=_EXACTLY)
-def _expo(kind, d, error):
-    if kind in IN_32:
-
-        def single(kind, d, error):
-            shifted = fma(d, _LOG2E4, _ROUND4)
-            k = shifted - _ROUND4
-            r = fma(-k, _LOW4, fma(-k, _HIGH4, d)) + error
-            r2 = r * r
-            q = fma(fma(_A5, r, _A4), r2, fma(_A3, r, _A2))
-            u = _f4(1.0) + fma(q, r2 * r2, fma(fma(_A1, r, _A0), r2, r))
-            return bits(_i4(bits(u) + _i4(bits(shifted) << 23))) * _DOWN4
-
-        return single
-
-    def double(kind, d, error):
-        u, shifted = reduced(d, error)
-        return bits(bits(1.0 + u) + (bits(shifted) << 52)) * _DOWN
-
-    return double
-
-
-@inlined
-def difference(x, m):
-    """x - m and what rounding took from it (Knuth's two-difference)."""
-    d = x - m
-    v = d - x
-    return d, (x - (d - v)) - (m + v)
-
-
-@inlined
-def quotient(x, m, t, zero):
-    """(x - m) / t and what rounding took from it; that is lost where the quotient overflows."""
-    d, error = difference(x, m)
-    q = d / t
-    error = (fma(-q, t, d) + error) / t
-    return q, error if error - error == zero else zero
-
-
-def apart_from(kind, x, m, t, low, zero):
-    """(x - m) / t for x <= m, not NaN, and its error where it is kept. What lies below `low` counts as if it lay there."""
-
-
-@overload(apart_from, jit_options=_EXACTLY)
-def _apart_from(kind, x, m, t, low, zero):
-    if kind in NARROW or kind == EXACT:
-        return lambda kind, x, m, t, low, zero: ((larger(x, low) - m) / t, zero)
-    return lambda kind, x, m, t, low, zero: quotient(larger(x, low), m, t, zero)
-
-
-@inlined
-def shifted(kind, x, m, t, low, zero):
-    """exp((x - m) / t), 0 for what lies below `low`."""
-    d, error = apart_from(kind, x, m, t, low, zero)
-    return expo(kind, d, error)
-
-
-def unit_shifted(kind, x, m, low, zero):
-    """exp(x - m) for x <= m, not NaN, likewise."""
-
-
-@overload(unit_shifted, jit_options=_EXACTLY)
-def _unit_shifted(kind, x, m, low, zero):
-    if kind in NARROW or kind == EXACT:
-        return lambda kind, x, m, low, zero: expo(kind, larger(x, low) - m, zero)
-
-    def compensated(kind, x, m, low, zero):
-        d, error = difference(larger(x, low), m)
-        return expo(kind, d, error)
-
-    return compensated
 
 
 # --- tiles: n numbers of one row, in scratch ---------------------------------------------------------------------------
@@ -806,7 +456,7 @@ def state_in_place(kind, memory, start, e, n, t):
     """The state of numbers that lie one after the other in memory, and their exps into e."""
 
 
-@overload(state_in_place, jit_options=_EXACTLY)
+@overload(state_in_place, jit_options=EXACTLY)
 def _state_in_place(kind, memory, start, e, n, t):
     if kind in (SINGLE, DOUBLE):  # numbers of the arithmetic already
         return lambda kind, memory, start, e, n, t: state(kind, past(memory, start), e, n, t)
