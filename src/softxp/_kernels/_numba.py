@@ -6,9 +6,12 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit as _njit
-from numba import types
+from numba import types, version_info
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
+
+if version_info < (0, 61):  # its pointers have no types of elements yet
+    raise ImportError("the kernels need Numba 0.61 or later.")
 
 # --- compiling -----------------------------------------------------------------------------------------------------------
 
