@@ -4,6 +4,7 @@ Shapes and dtypes are looked at, values only where the backend says that they ca
 (`backend.look`), so that lazy, traced and device arrays pass through untouched.
 """
 
+from functools import cache
 from math import prod
 from numbers import Integral, Real
 from operator import index
@@ -174,7 +175,7 @@ def row_layout(backend: Any, a: Any, x: Any, axis: tuple[int, ...]) -> Any:
 
 
 def labels(backend: Any, find: Any, y: Any, x: Any, axis: tuple[int, ...], ignore_index: Any) -> tuple[Any, Any, Any]:
-    """(labels laid out beside x, class indices or None for soft labels, the ignore_index that can occur)."""
+    """(labels laid out beside x, class indices or their maker, None for soft labels, the ignore_index that can occur)."""
     if ignore_index is not None:
         try:
             ignore_index = index(ignore_index)
@@ -222,8 +223,12 @@ def labels(backend: Any, find: Any, y: Any, x: Any, axis: tuple[int, ...], ignor
             ignore_index = -1
         y, ignore_index = widen(backend, backend.put(y, x), x, ignore_index)
     where = tuple(x.shape[a] if a in axis else 1 for a in range(x.ndim))
-    classes = backend.xp.reshape(backend.arange(size, y.dtype, x), where)
-    return row_layout(backend, y, x, axis), classes, ignore_index
+
+    def classes() -> Any:
+        return backend.xp.reshape(backend.arange(size, y.dtype, x), where)
+
+    # 8 bytes a class, which row kernels never look at: there, made when asked for
+    return row_layout(backend, y, x, axis), cache(classes) if backend.rows(x) else classes(), ignore_index
 
 
 def _outside(size: int, ignore_index: int | None) -> str:

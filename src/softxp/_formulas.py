@@ -597,7 +597,7 @@ class Targets(NamedTuple):
 def targets(
     xp, like, labels, classes, *, axis, where, label_smoothing, class_weight, sample_weight, ignore_index, compute
 ):
-    """`like`: an array of the logits' shape. `classes`: the class index along the row, None for soft labels."""
+    """`like`: an array of the logits' shape. `classes`: class indices along the row or their maker; None for soft labels."""
     bad = ignored = None
     if classes is None:
         y = cast(xp, labels, compute)
@@ -605,7 +605,7 @@ def targets(
         size = 1
         for a in axis:
             size = size * like.shape[a]
-        y = cast(xp, labels == classes, compute)
+        y = cast(xp, labels == (classes() if callable(classes) else classes), compute)
         bad = (labels < 0) | (labels >= size)
         if ignore_index is not None:
             ignored = labels == ignore_index

@@ -39,6 +39,7 @@ class Backend:
     state: Callable[..., Any] = lambda x, **how: (
         NotImplemented
     )  # (x, axis=, where=, compute=) -> m, r with `axis` of size 1
+    rows: Callable[[Any], bool] = lambda x: False  # do the row kernels see x, if they are there?
     double: Callable[[Any], bool] = lambda x: False  # float64 arithmetic is there, and cheap, where x lies
     look: Callable[[Any], Any] = lambda condition: None  # any(condition) if it can be read on the host now, else None
     adopt: Callable[[Any], Any] = lambda x: x  # one of the library's stranger arrays as its plain one

@@ -115,6 +115,7 @@ BACKEND = Backend(
     lift=_lift,
     kernels={"softmax": _softmax},
     pullbacks={name: partial(pull, HOST) for name, pull in _rows.PULLBACK.items()},
+    rows=lambda x: True,
     sweeps={name: partial(sweep, HOST) for name, sweep in _rows.SWEEP.items()},
     state=partial(_rows.state, HOST),
     road="row kernels with Numba; then the formula, in tiles",

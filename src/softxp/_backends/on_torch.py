@@ -311,6 +311,7 @@ BACKEND = Backend(
     lift=_lift,
     kernels={"softmax": _softmax},
     state=_state,
+    rows=lambda x: x.is_cpu and not _compiling(),
     serves=lambda name, x: x.is_cpu,
     road="row kernels with Numba on the CPU; then the formula; lifted into autograd",
     double=lambda x: x.device.type == "cpu",
