@@ -211,7 +211,7 @@ def test_bits_do_not_depend_on_threads_neighbours_or_pieces(axis, monkeypatch):
     monkeypatch.setattr(_rows, "SMALL", 1000)
     monkeypatch.setattr(_rows, "PIECE", 4 * kernels.TILE)
     rng = np.random.default_rng(0)
-    for n, rows in ((9 * kernels.TILE + 7, 3), (333, 200)):
+    for n, rows in ((9 * kernels.TILE + 7, 3), (9 * kernels.TILE + 7, 70), (333, 200), (37, 500)):
         x = (rng.normal(size=(rows, n)) * 4).astype(np.float32)
         labels = rng.integers(0, n, rows)
         calls = {

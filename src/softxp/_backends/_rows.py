@@ -124,28 +124,43 @@ class Rows:
 
     def whole(self) -> bool:
         """May a kernel hold whole rows?"""
-        lanes = _kernels.LANES if _kernels.side_by_side.py_func(self.g, _kernels.X) else 1
-        return self.n <= _kernels.TILE or self.n * lanes <= _kernels.KEEP
+        return self.n <= _kernels.KEEP
+
+    def waits(self, together: int) -> bool:
+        """May exps wait for their factor in the answer? In long rows of the arithmetic, without steps."""
+        g = self.g
+        if not g[_kernels.Y] or self.kind.dtype.kind != "f" or self.n <= _kernels.SHORT:
+            return False
+        if together == 1:
+            return g[_kernels.Y + 3] == 1
+        return _kernels.side_by_side(g, _kernels.Y) and g[_kernels.Y + 2] == 1
 
     def run(self, kernel: Any, threads: int, split: bool = True) -> None:
         """The kernel over all rows: in blocks of rows, or in blocks of tiles where rows are few and long."""
         g, f, kind, rows, count = self.g, self.f, self.kind, self.outer * self.inner, -(-self.n // _kernels.TILE)
         threads = min(threads, 1 + rows * self.n // SMALL)
+        together = _kernels.most(g, rows)
+        g[_kernels.WAITS] = kernel in (_kernels.softmax, _kernels.cross_entropy) and self.waits(together)
         if threads == 1:
             kernel(kind, g, f, 0, rows, 0, count)
-        elif rows >= 3 * threads or not split or count < 8:
+        elif rows >= 3 * threads * together or not split or count < 8:
             block = max(1, min(-(-rows // threads), max(PIECE // self.n, rows // (8 * threads))))
-            if block > _kernels.WIDE:
-                block -= block % _kernels.WIDE
+            block = max(together, block - block % together) if rows >= threads * together else block
             pieces = [(kind, g, f, i, min(i + block, rows), 0, count) for i in range(0, rows, block)]
             _threads.share(kernel, pieces, threads)
         else:
-            step = max(PIECE // _kernels.TILE // 4, -(-count // (4 * threads)))
-            cuts = [(i, i + 1, k, min(k + step, count)) for i in range(rows) for k in range(0, count, step)]
+            step = max(1, PIECE // _kernels.TILE // 4 // together, -(-count // (4 * threads)))
+            cuts = [
+                (i, min(i + together, rows), k, min(k + step, count))
+                for i in range(0, rows, together)
+                for k in range(0, count, step)
+            ]
             tiles, joined = np.empty((2, rows, count)), np.empty((2, rows))
             inputs, outputs = (_kernels.M, _kernels.R), (_kernels.OUT_M, _kernels.OUT_R)
             part, whole = g.copy(), g.copy()
             part[[*outputs]] = whole[[*inputs]] = [a.ctypes.data for a in tiles]
+            if g[_kernels.WAITS]:
+                whole[_kernels.WEIGHTS] = tiles[1].ctypes.data
             _threads.share(_kernels.row_states, [(kind, part, f, *cut) for cut in cuts], threads)
             if kernel is not _kernels.row_states:
                 whole[[*outputs]] = [a.ctypes.data for a in joined]

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import njit as _njit
 from numba import types, version_info
 from numba.core.compiler import Compiler
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 if version_info < (0, 61):  # its pointers have no types of elements yet
     raise ImportError("the kernels need Numba 0.61 or later.")
@@ -93,6 +93,7 @@ EXACTLY: dict[str, Any] = dict(
 )
 _CALLED = dict(EXACTLY, nogil=True, error_model="numpy", forceinline=False)
 inlined: Any = _njit(nogil=True, error_model="numpy", **EXACTLY)
+shared: Any = register_jitable(**EXACTLY)  # with Python
 called: Any = _njit(**_CALLED)
 summing: Any = _njit(**{**_CALLED, "fastmath": {"reassoc", "nsz"}})  # sums in vectors
 
@@ -109,6 +110,12 @@ def at(typing: Any, address: Any, kind: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(pointer))
 
     return pointer(types.int64, kind), lower
+
+
+@intrinsic
+def address(typing: Any, pointer: Any) -> Any:
+    """Of what a pointer points to."""
+    return types.int64(pointer), lambda context, builder, signature, args: builder.ptrtoint(args[0], ir.IntType(64))
 
 
 @intrinsic
@@ -195,3 +202,42 @@ def apart(typing: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(), lower
+
+
+@intrinsic
+def side(typing: Any, pointer: Any) -> Any:
+    """How many numbers of this memory `turn` takes along each side."""
+    size = 4 if pointer.dtype.bitwidth == 64 else 8
+    return types.int64(pointer), lambda context, builder, signature, args: context.get_constant(types.int64, size)
+
+
+@intrinsic
+def turn(typing: Any, source: Any, source_step: Any, target: Any, target_step: Any) -> Any:
+    """target[j * target_step + i] = source[i * source_step + j] for i and j < side, in vectors."""
+
+    def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, source_step, target, target_step = args
+        element = context.get_value_type(signature.args[0].dtype)
+        n = 4 if signature.args[0].dtype.bitwidth == 64 else 8
+        vector = ir.VectorType(element, n)
+
+        def place(start: Any, step: Any, i: int) -> Any:
+            here = builder.gep(start, [builder.mul(step, step.type(i))], source_etype=element)
+            return builder.bitcast(here, vector.as_pointer())
+
+        rows = [builder.load(place(source, source_step, i), align=1, typ=vector) for i in range(n)]
+        d = 1
+        while d < n:  # bit by bit, what a row's number says and what a column's says change places
+            upper = ir.Constant(ir.VectorType(ir.IntType(32), n), [j if not j & d else n + j - d for j in range(n)])
+            lower_ = ir.Constant(ir.VectorType(ir.IntType(32), n), [j + d if not j & d else n + j for j in range(n)])
+            for i in range(n):
+                if not i & d:
+                    a, b = rows[i], rows[i + d]
+                    rows[i] = builder.shuffle_vector(a, b, upper)
+                    rows[i + d] = builder.shuffle_vector(a, b, lower_)
+            d *= 2
+        for i in range(n):
+            builder.store(rows[i], place(target, target_step, i), align=1)
+        return context.get_dummy_value()
+
+    return types.none(source, types.int64, target, types.int64), lower

@@ -15,14 +15,32 @@ A view is four integers: address, and the steps in elements between outer rows, 
 
 import sys
 from collections import namedtuple
-from math import expm1, inf, log1p, nan
+from math import inf, log1p, nan
 from typing import Any
 
 import numpy as np
 from numba import types
 from numba.extending import overload
 
-from ._numba import EXACTLY, KERNELS, apart, at, called, fma, inlined, kernel, larger, past, put, summing, take
+from ._numba import (
+    EXACTLY,
+    KERNELS,
+    address,
+    apart,
+    at,
+    called,
+    fma,
+    inlined,
+    kernel,
+    larger,
+    past,
+    put,
+    shared,
+    side,
+    summing,
+    take,
+    turn,
+)
 from .arithmetic import (
     BFLOAT,
     DOUBLE,
@@ -46,17 +64,17 @@ from .arithmetic import (
 TILE = 1024
 RUN = 256  # numbers that are added in the arithmetic; their sums are added in float64
 KEEP = 1 << 18  # numbers of scratch; longer rows are read again rather than kept
-SHORT = 64  # numbers in a row up to which LANES rows are computed together, wherever they lie
-WIDE = 64  # rows side by side that are read together, where all of their exps can be kept
-LANES = 16  # rows that are read together otherwise: short ones, and a cache line of side by side
+SHORT = 64  # numbers in a row up to which LANES rows are computed side by side, wherever they lie
+LANES = 64  # rows that are read together: short ones, and those that lie side by side
 
 # g: views, then addresses of vectors (0 where there is none), then sizes
 X, Y, MASK, V, P = 0, 4, 8, 12, 16  # input; answer; bool; cotangent or soft labels; given probabilities
 # of rows, float64 but for LABEL: int64, -1 for a row that counts for nothing; M and R are given, OUT_M and OUT_R answered
 TEMPERATURE, LABEL, FACTOR, LOSS, M, R, OUT_M, OUT_R = 20, 21, 22, 23, 24, 25, 26, 27
 CLASS_WEIGHT = 28  # of classes, float64
-INNER, N = 29, 30  # rows in one outer row; numbers in a row
-SLOTS = 31
+WEIGHTS = 29  # of tiles, float64, beside M and R: the exps are in the answer already
+INNER, N, WAITS = 30, 31, 32  # rows in one outer row; numbers in a row; may exps wait in the answer for their factor?
+SLOTS = 33
 # f
 T, CAP, SMOOTHING, Z_LOSS = 0, 1, 2, 3
 
@@ -85,13 +103,13 @@ def write(kind, memory, start, step, e, n):
 
 
 @inlined
-def cap(kind, e, n, softcap):
+def cap(kind, e, step, n, softcap):
     """softcap · tanh(x / softcap), as -expm1(-2a) / (2 + expm1(-2a)) with the sign put back."""
     for i in range(n):
-        v = np.float64(e[i]) / softcap
+        v = np.float64(e[i * step]) / softcap
         u = expm1_double(larger(-2.0 * abs(v), -800.0))
         h = softcap * (-u / (2.0 + u))
-        e[i] = number(kind, v if v != v else (-h if v < 0.0 else h))
+        e[i * step] = number(kind, v if v != v else (-h if v < 0.0 else h))
 
 
 @inlined
@@ -101,10 +119,10 @@ def cap_slope(x, softcap):
 
 
 @inlined
-def hide(memory, start, step, e, n, value):
+def hide(memory, start, step, e, e_step, n, value):
     """`value` where the mask is False."""
     for i in range(n):
-        e[i] = e[i] if memory[start + i * step] != 0 else value
+        e[i * e_step] = e[i * e_step] if memory[start + i * step] != 0 else value
 
 
 @summing
@@ -160,13 +178,13 @@ def exps(kind, x, e, n, m, t, low):
 
 
 @inlined
-def corners(kind, x, e, n, m, t):
+def corners(kind, x, e, step, n, m, t):
     """Any numbers' exps, one by one: where m is infinite or nearly, or t is 0 or inf."""
     s = c = 0.0
     for i in range(n):
         d, error = distance(np.float64(x[i]), m, t)
         v = exp_double(d, error)
-        e[i] = number(kind, v)
+        e[i * step] = number(kind, v)
         s += 0.0 if v == 1.0 else v
         c += 1.0 if v == 1.0 else 0.0
     return s, c
@@ -196,7 +214,7 @@ def state(kind, x, e, n, t):
     m = summit(kind, x, n)
     top = number(kind, m)
     if not ordinary(kind, m, t):
-        s, ones = corners(kind, x, e, n, m, t)
+        s, ones = corners(kind, x, e, 1, n, m, t)
     elif t == 1.0:
         s, ones = unit_exps(kind, x, e, n, top, lowest(kind, m, t))
     else:
@@ -255,11 +273,13 @@ def join(ms, rs, count, t):
 
 
 # --- rows that are read together ---------------------------------------------------------------------------------------
+# Their exps are e[c * beside + i * step] for number i of row c: in scratch one row after the other, short rows side by side
+# (then a loop over rows is a loop of vectors), or where the answer will be.
 
-# e: their exps, each row `width` apart; error: of short rows' differences; ms, ws: m and weight of each of their tiles,
-# `count` apart; m, r: their states; x: a tile of one of them; p, q: a whole row in float64, with `keep`, which says that
-# all exps stay in e
-Block = namedtuple("Block", "e error width ms ws count m r x p q keep")
+# raw: room as large, in pitch `width`; lanes: room for vectors with a number of each row; ms, ws: m and weight of each of
+# their tiles, `count` apart; m, r: their states; log, d: log1p(r) and the distance of their label; factor: what they are
+# finished with; x: a tile of one of them; p, q: a whole row in float64, with `keep`, which says that all exps stay in e
+Block = namedtuple("Block", "e beside step raw width lanes ms ws count m r log d factor x p q keep")
 
 
 @inlined
@@ -270,26 +290,23 @@ def inner(g, view, row):
     return (row // g[INNER]) * g[view + 1] + (row % g[INNER]) * g[view + 2]
 
 
-@inlined
+@shared
 def side_by_side(g, view):
     """Do rows lie nearer to one another than a row's own numbers?"""
     return g[INNER] > 1 and abs(g[view + 2]) < abs(g[view + 3])
 
 
-@inlined
-def most(g):
-    """How many rows are read together: short ones, and those that lie side by side."""
-    if side_by_side(g, X) and g[N] * WIDE <= KEEP:
-        return WIDE
-    return LANES if g[N] <= SHORT or side_by_side(g, X) else 1
+@shared
+def most(g, rows):
+    """How many of so many rows are read together."""
+    return min(LANES, rows) if g[N] <= SHORT or side_by_side(g, X) else 1
 
 
 @inlined
-def together(g, row, stop):
-    lanes = most(g)
-    if lanes == 1:
-        return 1
-    return min(lanes, stop - row, g[INNER] - row % g[INNER]) if side_by_side(g, X) else min(lanes, stop - row)
+def together(g, row, stop, lanes):
+    """How many rows are read together from this one on. Long ones are one step apart, so that one loop may write them."""
+    rows = min(lanes, stop - row)
+    return rows if g[N] <= SHORT else min(rows, g[INNER] - row % g[INNER])
 
 
 @inlined
@@ -298,82 +315,227 @@ def tiles(n):
 
 
 @inlined
+def fours(n):
+    """Short rows are filled up to fours, with -inf."""
+    return (n + 3) // 4 * 4
+
+
+@inlined
 def pitch(n, keep):
     """From one row's exps to the next. 16 more than a row: rows a power of two apart would share the cache's sets."""
-    return n if n <= SHORT else (n if keep else TILE) + 16
+    return fours(n) if n <= SHORT else (n if keep else TILE) + 16
 
 
 @inlined
-def scratch(g, keeping):
-    """Memory for a block. With `keeping`, all exps of its rows stay there, if they are few."""
-    lanes, n = most(g), g[N]
+def scratch(g, lanes, keeping):
+    """Memory for a block of so many rows. With `keeping`, all exps of its rows stay there, if they are few."""
+    n = g[N]
     keep = n <= TILE or (keeping and g[M] == 0 and lanes * n <= KEEP)
     width = pitch(n, keep)
-    return np.empty(2 * lanes * width + 2 * lanes * (tiles(n) + 1) + TILE + 2 * width), keep
+    return np.empty(2 * lanes * width + 8 * LANES + lanes * (2 * tiles(n) + 5) + TILE + 2 * width), keep
 
 
 @inlined
-def block(kind, g, memory, keep):
-    lanes, n = most(g), g[N]
+def block(kind, g, lanes, memory, keep):
+    n = g[N]
     width, count = pitch(n, keep), tiles(n)
     e = memory.ctypes.data
-    error = e + 8 * lanes * width
-    ms = error + 8 * lanes * width
+    raw = e + 8 * lanes * width
+    vectors = raw + 8 * lanes * width
+    ms = vectors + 64 * LANES
     m = ms + 16 * lanes * count
-    x = m + 16 * lanes
+    x = m + 40 * lanes
     p = x + 8 * TILE
     zero = number(kind, 0.0)
+    beside, step = (1, lanes) if n <= SHORT else (width, 1)
     return Block(
-        at(e, zero), at(error, zero), width, at(ms, 1.0), at(ms + 8 * lanes * count, 1.0), count,
-        at(m, 1.0), at(m + 8 * lanes, 1.0), at(x, zero), at(p, 1.0), at(p + 8 * width, 1.0), keep,
+        at(e, zero), beside, step, at(raw, zero), width, at(vectors, zero), at(ms, 1.0), at(ms + 8 * lanes * count, 1.0),
+        count, at(m, 1.0), at(m + 8 * lanes, 1.0), at(m + 16 * lanes, 1.0), at(m + 24 * lanes, 1.0),
+        at(m + 32 * lanes, 1.0), at(x, zero), at(p, 1.0), at(p + 8 * width, 1.0), keep,
     )  # fmt: skip
 
 
 @inlined
-def read_rows(kind, g, view, row, rows, begin, n, e, width):
-    """n numbers of each of these rows."""
-    memory, step = at(g[view], kind), g[view + 3]
-    if rows > 1 and side_by_side(g, X) and side_by_side(g, view):
-        start, beside = inner(g, view, row), g[view + 2]
-        for i in range(n):
-            here = start + (begin + i) * step
-            for c in range(rows):
-                e[c * width + i] = wide(kind, memory[here + c * beside])
-    else:
-        for c in range(rows):
-            read(kind, memory, inner(g, view, row + c) + begin * step, step, past(e, c * width), n)
+def onto(kind, g, row, rows, b):
+    """The block with the answer of these rows as room for their exps."""
+    e, beside, step = past(at(g[Y], number(kind, 0.0)), inner(g, Y, row)), b.beside, b.step
+    if g[Y + 3] != 1:
+        beside, step = 1, g[Y + 3]
+    return Block(
+        e,
+        beside,
+        step,
+        b.raw,
+        b.width,
+        b.lanes,
+        b.ms,
+        b.ws,
+        b.count,
+        b.m,
+        b.r,
+        b.log,
+        b.d,
+        b.factor,
+        b.x,
+        b.p,
+        b.q,
+        True,
+    )
 
 
 @inlined
-def write_rows(kind, g, row, rows, begin, n, e, width):
-    memory, step = at(g[Y], kind), g[Y + 3]
-    if rows > 1 and side_by_side(g, X) and side_by_side(g, Y):
-        start, beside = inner(g, Y, row), g[Y + 2]
-        for i in range(n):
-            here = start + (begin + i) * step
-            for c in range(rows):
-                memory[here + c * beside] = narrow(kind, e[c * width + i])
-    else:
-        for c in range(rows):
-            write(kind, memory, inner(g, Y, row + c) + begin * step, step, past(e, c * width), n)
+def turned(source, source_step, target, target_step, across, down, in_order_of_target):
+    """target[j * target_step + i] = source[i * source_step + j] for i < down, j < across.
+
+    The side that lies in memory says the order: what is near there is touched at once."""
+    s = side(source)
+    last_i, last_j = down - down % s, across - across % s
+    outer, inner_ = (last_j, last_i) if in_order_of_target else (last_i, last_j)
+    for u in range(0, outer, s):
+        for v in range(0, inner_, s):
+            i, j = (v, u) if in_order_of_target else (u, v)
+            turn(past(source, i * source_step + j), source_step, past(target, j * target_step + i), target_step)
+    for i in range(down):
+        for j in range(last_j if i < last_i else 0, across):
+            target[j * target_step + i] = source[i * source_step + j]
+
+
+def turn_in(kind, memory, source_step, e, raw, step, across, down):
+    """`turned`, from memory into the arithmetic."""
+
+
+@overload(turn_in, jit_options=EXACTLY)
+def _turn_in(kind, memory, source_step, e, raw, step, across, down):
+    if kind in (SINGLE, DOUBLE):
+        return lambda kind, memory, source_step, e, raw, step, across, down: turned(
+            memory, source_step, e, step, across, down, False
+        )
+
+    def through(kind, memory, source_step, e, raw, step, across, down):
+        bits = at(address(raw), kind)
+        turned(memory, source_step, bits, step, across, down, False)
+        for j in range(across):
+            read(kind, bits, j * step, 1, past(e, j * step), down)
+
+    return through
+
+
+def turn_out(kind, memory, target_step, e, raw, step, across, down):
+    """`turned`, from the arithmetic into memory."""
+
+
+@overload(turn_out, jit_options=EXACTLY)
+def _turn_out(kind, memory, target_step, e, raw, step, across, down):
+    if kind in (SINGLE, DOUBLE):
+        return lambda kind, memory, target_step, e, raw, step, across, down: turned(
+            e, step, memory, target_step, across, down, True
+        )
+
+    def through(kind, memory, target_step, e, raw, step, across, down):
+        bits = at(address(raw), kind)
+        for i in range(down):
+            write(kind, bits, i * step, 1, past(e, i * step), across)
+        turned(bits, step, memory, target_step, across, down, True)
+
+    return through
 
 
 @inlined
-def mask(kind, g, row, begin, n, e, value):
+def run_of(g, row, c, rows):
+    """How many of `rows` rows from row + c on are one step apart."""
+    return rows - c if g[INNER] == 1 else min(rows - c, g[INNER] - (row + c) % g[INNER])
+
+
+@inlined
+def beside(g, view):
+    return g[view + 1] if g[INNER] == 1 else g[view + 2]
+
+
+@called
+def read_rows(kind, g, view, row, rows, begin, n, e, e_beside, e_step, raw):
+    """n numbers of each of these rows, to e[c * e_beside + i * e_step]."""
+    apart()
+    step, by = g[view + 3], beside(g, view)
+    c = 0
+    while c < rows:
+        run = run_of(g, row, c, rows)
+        memory, to = past(at(g[view], kind), inner(g, view, row + c) + begin * step), past(e, c * e_beside)
+        room = past(raw, c * e_beside)
+        if e_step == 1 and (run == 1 or by != 1):
+            for k in range(run):
+                read(kind, memory, k * by, step, past(to, k * e_beside), n)
+        elif e_step == 1:
+            turn_in(kind, memory, step, to, room, e_beside, run, n)
+        elif step == 1:
+            turn_in(kind, memory, by, to, room, e_step, n, run)
+        else:
+            for i in range(n):
+                read(kind, memory, i * step, by, past(to, i * e_step), run)
+        c += run
+
+
+@called
+def write_rows(kind, g, row, rows, begin, n, e, e_beside, e_step, raw):
+    """The same into the answer."""
+    apart()
+    step, by = g[Y + 3], beside(g, Y)
+    c = 0
+    while c < rows:
+        run = run_of(g, row, c, rows)
+        memory, here = past(at(g[Y], kind), inner(g, Y, row + c) + begin * step), past(e, c * e_beside)
+        room = past(raw, c * e_beside)
+        if e_step == 1 and (run == 1 or by != 1):
+            for k in range(run):
+                write(kind, memory, k * by, step, past(here, k * e_beside), n)
+        elif e_step == 1:
+            turn_out(kind, memory, step, here, room, e_beside, n, run)
+        elif step == 1:
+            turn_out(kind, memory, by, here, room, e_step, run, n)
+        else:
+            for i in range(n):
+                write(kind, memory, i * step, by, past(here, i * e_step), run)
+        c += run
+
+
+@inlined
+def read_row(kind, g, view, row, begin, n, e):
+    read(kind, at(g[view], kind), inner(g, view, row) + begin * g[view + 3], g[view + 3], e, n)
+
+
+@inlined
+def write_row(kind, g, row, begin, n, e):
+    write(kind, at(g[Y], kind), inner(g, Y, row) + begin * g[Y + 3], g[Y + 3], e, n)
+
+
+@inlined
+def mask(kind, g, row, begin, n, e, e_step, value):
     if g[MASK] != 0:
         step = g[MASK + 3]
-        hide(at(g[MASK], np.uint8(0)), inner(g, MASK, row) + begin * step, step, e, n, number(kind, value))
+        hide(at(g[MASK], np.uint8(0)), inner(g, MASK, row) + begin * step, step, e, e_step, n, number(kind, value))
 
 
 @inlined
-def load(kind, g, f, row, rows, begin, n, e, width):
-    """A tile of the scores of each of these rows: softcapped, masked."""
-    read_rows(kind, g, X, row, rows, begin, n, e, width)
+def as_scores(kind, g, f, row, begin, n, e, step):
+    """Softcapped, masked."""
+    if f[CAP] != 0.0:
+        cap(kind, e, step, n, f[CAP])
+    mask(kind, g, row, begin, n, e, step, -inf)
+
+
+@inlined
+def load_row(kind, g, f, row, begin, n, e):
+    """n scores of a row."""
+    read_row(kind, g, X, row, begin, n, e)
+    as_scores(kind, g, f, row, begin, n, e, 1)
+
+
+@inlined
+def load(kind, g, f, row, rows, begin, n, e, e_beside, e_step, raw):
+    """n scores of each of these rows."""
+    read_rows(kind, g, X, row, rows, begin, n, e, e_beside, e_step, raw)
     if f[CAP] != 0.0 or g[MASK] != 0:
         for c in range(rows):
-            if f[CAP] != 0.0:
-                cap(kind, past(e, c * width), n, f[CAP])
-            mask(kind, g, row + c, begin, n, past(e, c * width), -inf)
+            as_scores(kind, g, f, row + c, begin, n, past(e, c * e_beside), e_step)
 
 
 @inlined
@@ -381,75 +543,131 @@ def temperature(g, f, row):
     return at(g[TEMPERATURE], 1.0)[row] if g[TEMPERATURE] != 0 else f[T]
 
 
-# Short rows take their exps together, in one loop over all of their numbers: (x - m) / t and its error first, row by row.
-
-
-@inlined
-def row_differences(kind, e, error, n, m, t):
-    """In place of the numbers of a row."""
-    top, low, by, zero = number(kind, m), lowest(kind, m, t), number(kind, t), number(kind, 0.0)
-    if t == 1.0:
-        for i in range(n):
-            x = larger(e[i], low)
-            d, error[i] = difference(x, top)
-            e[i] = d
-    else:
-        for i in range(n):
-            e[i], error[i] = apart_from(kind, e[i], top, by, low, zero)
+# --- short rows, side by side: number i of row c is e[i * rows + c], and every loop is over rows ------------------------
 
 
 @called
-def exps_of_all(kind, e, error, n):
+def four_peaks(kind, e, step, rows, top, nans):
+    """Of four numbers of each row."""
+    apart()
+    none, one = number(kind, 0.0), number(kind, 1.0)
+    for c in range(rows):
+        x0, x1, x2, x3 = take(e, c), take(e, step + c), take(e, 2 * step + c), take(e, 3 * step + c)
+        put(top, c, larger(take(top, c), larger(larger(x0, x1), larger(x2, x3))))
+        nan_of = (none if x0 == x0 else one) + (none if x1 == x1 else one)
+        put(nans, c, take(nans, c) + (nan_of + ((none if x2 == x2 else one) + (none if x3 == x3 else one))))
+
+
+@called
+def lane_differences(kind, e, raw, rows, top, low, by, plain):
+    """(x - m) / t of a number of each row in its place, its error to raw."""
+    apart()
+    zero = number(kind, 0.0)
+    if plain:
+        for c in range(rows):
+            d, error = difference(larger(take(e, c), take(low, c)), take(top, c))
+            put(e, c, d)
+            put(raw, c, error)
+    else:
+        for c in range(rows):
+            d, error = apart_from(kind, take(e, c), take(top, c), take(by, c), take(low, c), zero)
+            put(e, c, d)
+            put(raw, c, error)
+
+
+@called
+def exps_of_all(kind, e, raw, n):
     apart()
     for i in range(n):
-        e[i] = expo(kind, e[i], error[i])
+        put(e, i, expo(kind, take(e, i), take(raw, i)))
 
 
-@summing
-def row_sums(kind, e, n):
-    zero, one = number(kind, 0.0), number(kind, 1.0)
-    s = ones = zero
+@called
+def four_sums(kind, e, step, rows, s, ones):
+    """Of four exps of each row: of those that are not 1, and of those that are."""
+    apart()
+    none, one = number(kind, 0.0), number(kind, 1.0)
+    for c in range(rows):
+        x0, x1, x2, x3 = take(e, c), take(e, step + c), take(e, 2 * step + c), take(e, 3 * step + c)
+        one_of = (one if x0 == one else none) + (one if x1 == one else none)
+        put(ones, c, take(ones, c) + (one_of + ((one if x2 == one else none) + (one if x3 == one else none))))
+        a = (none if x0 == one else x0) + (none if x1 == one else x1)
+        put(s, c, take(s, c) + (a + ((none if x2 == one else x2) + (none if x3 == one else x3))))
+
+
+@called
+def lane_times(kind, e, rows, by, more):
+    apart()
+    for c in range(rows):
+        put(e, c, fma(take(e, c), take(by, c), take(e, c) * take(more, c)))
+
+
+@inlined
+def lane_fill(kind, lanes, rows, value):
+    for c in range(rows):
+        lanes[c] = number(kind, value)
+
+
+@inlined
+def lane_states(kind, e, step, raw, lanes, rows, n, ts, m, r):
+    """m and r of each row in e, which becomes their exps. Is one not ordinary? Of that only m is right."""
+    top, low, by, nans = lanes, past(lanes, LANES), past(lanes, 2 * LANES), past(lanes, 3 * LANES)
+    lane_fill(kind, past(e, n * step), (fours(n) - n) * step, -inf)
+    lane_fill(kind, top, rows, -inf)
+    lane_fill(kind, nans, rows, 0.0)
+    for i in range(0, n, 4):
+        four_peaks(kind, past(e, i * step), step, rows, top, nans)
+    plain, odd = True, False
+    for c in range(rows):
+        t = ts[c]
+        m[c] = np.float64(top[c]) if nans[c] == number(kind, 0.0) else nan
+        if ordinary(kind, m[c], t):
+            low[c], by[c] = lowest(kind, m[c], t), number(kind, t)
+            plain = plain and t == 1.0
+        else:
+            top[c] = low[c] = by[c] = number(kind, 1.0)
+            odd = True
+    for i in range(fours(n)):
+        lane_differences(kind, past(e, i * step), past(raw, i * step), rows, top, low, by, plain)
+    exps_of_all(kind, e, raw, fours(n) * step)
+    s, ones = nans, past(lanes, 4 * LANES)
+    lane_fill(kind, s, rows, 0.0)
+    lane_fill(kind, ones, rows, 0.0)
+    for i in range(0, n, 4):
+        four_sums(kind, past(e, i * step), step, rows, s, ones)
+    for c in range(rows):
+        r[c] = rest(np.float64(s[c]), np.float64(ones[c]))
+    return odd
+
+
+@inlined
+def lane_times_all(kind, e, step, lanes, rows, n, factors):
+    """Each row times its factor, whose own rounding is made good."""
+    by, more = lanes, past(lanes, LANES)
+    for c in range(rows):
+        by[c] = number(kind, factors[c])
+        more[c] = number(kind, factors[c] - np.float64(by[c]))
     for i in range(n):
-        s += zero if e[i] == one else e[i]
-        ones += one if e[i] == one else zero
-    return np.float64(s), np.float64(ones)
+        lane_times(kind, past(e, i * step), rows, by, more)
 
 
-@inlined
-def short_state(kind, e, error, n):
-    """(m, r) of one short row at temperature 1, whose numbers become their exps; only m where it is not ordinary."""
-    m, r = summit(kind, e, n), 0.0
-    if ordinary(kind, m, 1.0):
-        row_differences(kind, e, error, n, m, 1.0)
-        exps_of_all(kind, e, error, n)
-        s, ones = row_sums(kind, e, n)
-        r = rest(s, ones)
-    return m, r
-
-
-@inlined
+@called
 def short_states(kind, g, f, row, rows, b):
-    """`states` of short rows: their numbers lie one row after the other in e."""
+    """m and r of short rows, and their exps."""
+    apart()
     n = g[N]
-    load(kind, g, f, row, rows, 0, n, b.e, n)
+    load(kind, g, f, row, rows, 0, n, b.e, 1, b.step, b.raw)
     for c in range(rows):
-        e, error = past(b.e, c * n), past(b.error, c * n)
-        m, t = summit(kind, e, n), temperature(g, f, row + c)
-        b.ms[c] = m
-        if ordinary(kind, m, t):
-            row_differences(kind, e, error, n, m, t)
-        else:
-            fill(kind, e, n)
-            fill(kind, error, n)
-    exps_of_all(kind, b.e, b.error, rows * n)
+        b.ws[c] = temperature(g, f, row + c)
+    if lane_states(kind, b.e, b.step, b.raw, b.lanes, rows, n, b.ws, b.m, b.r):
+        for c in range(rows):
+            if not ordinary(kind, b.m[c], b.ws[c]):
+                load_row(kind, g, f, row + c, 0, n, b.x)
+                s, ones = corners(kind, b.x, past(b.e, c), b.step, n, b.m[c], b.ws[c])
+                b.r[c] = rest(s, ones)
     for c in range(rows):
-        e, m, t = past(b.e, c * n), b.ms[c], temperature(g, f, row + c)
-        if ordinary(kind, m, t):
-            s, ones = row_sums(kind, e, n)
-        else:
-            load(kind, g, f, row + c, 1, 0, n, e, n)
-            s, ones = corners(kind, e, e, n, m, t)
-        b.ws[c] = rest(s, ones)
+        b.ws[c] = 1.0
+        b.m[c] = b.m[c] if b.r[c] == b.r[c] else nan
 
 
 def state_in_place(kind, memory, start, e, n, t):
@@ -470,24 +688,23 @@ def _state_in_place(kind, memory, start, e, n, t):
 
 @inlined
 def states(kind, g, f, row, rows, first, last, b):
-    """The state of these tiles of each of these rows, and their exps."""
-    if g[N] <= SHORT:
-        short_states(kind, g, f, row, rows, b)
-        return
+    """The state of these tiles of each of these long rows, and their exps."""
     plain = rows == 1 and g[X + 3] == 1 and g[MASK] == 0 and f[CAP] == 0.0
     for k in range(first, last):
         begin = k * TILE
         n = min(TILE, g[N] - begin)
-        e = past(b.e, begin if b.keep else 0)
+        e = b.raw if b.beside == 1 else past(b.e, begin if b.keep else 0)
         if plain:
             start = inner(g, X, row) + begin
             b.ms[k], b.ws[k] = state_in_place(kind, at(g[X], kind), start, e, n, temperature(g, f, row))
             continue
-        load(kind, g, f, row, rows, begin, n, e, b.width)
+        load(kind, g, f, row, rows, begin, n, e, b.width, 1, b.raw)
         for c in range(rows):
             here = past(e, c * b.width)
             m, r = state(kind, here, here, n, temperature(g, f, row + c))
             b.ms[c * b.count + k], b.ws[c * b.count + k] = m, r
+        if b.beside == 1:
+            write_rows(kind, g, row, rows, begin, n, e, b.width, 1, b.raw)
 
 
 @inlined
@@ -496,6 +713,8 @@ def settle(kind, g, f, row, rows, b):
     if g[M] != 0:
         for c in range(rows):
             b.m[c], b.r[c] = at(g[M], 1.0)[row + c], at(g[R], 1.0)[row + c]
+    elif g[N] <= SHORT:
+        short_states(kind, g, f, row, rows, b)
     else:
         states(kind, g, f, row, rows, 0, b.count, b)
         for c in range(rows):
@@ -505,14 +724,16 @@ def settle(kind, g, f, row, rows, b):
 
 @inlined
 def exps_of(kind, g, f, row, rows, k, b):
-    """Tile k of these rows as exps, and its weights: as `settle` left them, or once more."""
-    if b.keep and g[M] == 0:
-        return past(b.e, k * TILE)
-    states(kind, g, f, row, rows, k, k + 1, b)
-    for c in range(rows):
-        here = c * b.count + k
-        b.ws[here] = weigh(b.ms[here], b.m[c], temperature(g, f, row + c))
-    return past(b.e, k * TILE if b.keep else 0)
+    """Tile k of these rows as exps, and its weights: as they were left, or once more."""
+    if g[WEIGHTS] != 0:
+        for c in range(rows):
+            b.ws[c * b.count + k] = at(g[WEIGHTS], 1.0)[(row + c) * b.count + k]
+    elif g[M] != 0 or not b.keep:
+        states(kind, g, f, row, rows, k, k + 1, b)
+        for c in range(rows):
+            here = c * b.count + k
+            b.ws[here] = weigh(b.ms[here], b.m[c], temperature(g, f, row + c))
+    return past(b.e, k * TILE * b.step if b.keep else 0)
 
 
 @inlined
@@ -531,23 +752,41 @@ def frozen(m, t):
 def times(kind, e, n, factor):
     """e · factor, the factor's own rounding made good."""
     by = number(kind, factor)
-    rest = number(kind, factor - np.float64(by))
+    more = number(kind, factor - np.float64(by))
     for i in range(n):
-        e[i] = fma(e[i], by, e[i] * rest)
+        e[i] = fma(e[i], by, e[i] * more)
 
 
 @inlined
 def write_times(kind, memory, start, e, n, factor):
     by = number(kind, factor)
-    rest = number(kind, factor - np.float64(by))
+    more = number(kind, factor - np.float64(by))
     for i in range(n):
-        memory[start + i] = narrow(kind, fma(e[i], by, e[i] * rest))
+        memory[start + i] = narrow(kind, fma(e[i], by, e[i] * more))
 
 
 @inlined
-def fill(kind, e, n):
+def times_rows(kind, b, tile, rows, n):
+    """A tile of these rows, each times its factor."""
+    if b.beside == 1:
+        lane_times_all(kind, tile, b.step, b.lanes, rows, n, b.factor)
+    else:
+        for c in range(rows):
+            times(kind, past(tile, c * b.beside), n, b.factor[c])
+
+
+@inlined
+def mask_rows(kind, g, b, row, rows, begin, n, tile):
+    """0 where the mask is False."""
+    if g[MASK] != 0:
+        for c in range(rows):
+            mask(kind, g, row + c, begin, n, past(tile, c * b.beside), b.step, 0.0)
+
+
+@inlined
+def fill(kind, e, step, n):
     for i in range(n):
-        e[i] = number(kind, 0.0)
+        e[i * step] = number(kind, 0.0)
 
 
 # --- kernels: (kind, g, f, first and last row, first and last tile) ------------------------------------------------------
@@ -555,19 +794,20 @@ def fill(kind, e, n):
 
 @kernel
 def row_states(kind, g, f, start, stop, first, last):
-    """OUT_M and OUT_R of each row; of each of these tiles of each row, where they are not all."""
-    memory, keep = scratch(g, False)
-    b = block(kind, g, memory, keep)
+    """OUT_M and OUT_R of each row; of each of these tiles of each row, where they are not all: with Y, their exps there."""
+    lanes = most(g, stop - start)
+    memory, keep = scratch(g, lanes, False)
+    b = block(kind, g, lanes, memory, keep)
     out_m, out_r = at(g[OUT_M], 1.0), at(g[OUT_R], 1.0)
     row = start
     while row < stop:
-        rows = together(g, row, stop)
+        rows = together(g, row, stop, lanes)
         if first == 0 and last == b.count:
             settle(kind, g, f, row, rows, b)
             for c in range(rows):
                 out_m[row + c], out_r[row + c] = b.m[c], b.r[c]
         else:
-            states(kind, g, f, row, rows, first, last, b)
+            states(kind, g, f, row, rows, first, last, onto(kind, g, row, rows, b) if g[WAITS] != 0 else b)
             for c in range(rows):
                 for k in range(first, last):
                     here = c * b.count + k
@@ -578,7 +818,7 @@ def row_states(kind, g, f, start, stop, first, last):
 
 @kernel
 def join_tiles(kind, g, f, start, stop, first, last):
-    """OUT_M and OUT_R of each row from the states of all its tiles, which are M and R."""
+    """OUT_M and OUT_R of each row from the states of all its tiles, M and R; their weights to R."""
     count = tiles(g[N])
     for row in range(start, stop):
         ms, rs = past(at(g[M], 1.0), row * count), past(at(g[R], 1.0), row * count)
@@ -589,29 +829,32 @@ def join_tiles(kind, g, f, start, stop, first, last):
 @kernel
 def softmax(kind, g, f, start, stop, first, last):
     """Softmax of each row; with FACTOR, the row's derivative: times its factor, 0 where the row is frozen."""
-    memory, keep = scratch(g, True)
-    b = block(kind, g, memory, keep)
+    lanes = most(g, stop - start)
+    memory, keep = scratch(g, lanes, True)
+    b = block(kind, g, lanes, memory, keep)
     row = start
     while row < stop:
-        rows = together(g, row, stop)
-        settle(kind, g, f, row, rows, b)
+        rows = together(g, row, stop, lanes)
+        there = g[WAITS] != 0
+        h = onto(kind, g, row, rows, b) if there else b
+        settle(kind, g, f, row, rows, h)
         for k in range(first, last):
             begin = k * TILE
             n = min(TILE, g[N] - begin)
-            tile = exps_of(kind, g, f, row, rows, k, b)
-            if rows == 1 and g[FACTOR] == 0 and g[Y + 3] == 1:
-                write_times(kind, at(g[Y], kind), inner(g, Y, row) + begin, tile, n, share(b, 0, k))
+            tile = exps_of(kind, g, f, row, rows, k, h)
+            if not there and rows == 1 and g[FACTOR] == 0 and g[Y + 3] == 1:
+                write_times(kind, at(g[Y], kind), inner(g, Y, row) + begin, tile, n, share(h, 0, k))
                 continue
             for c in range(rows):
-                e, factor = past(tile, c * b.width), share(b, c, k)
-                if g[FACTOR] == 0:
-                    times(kind, e, n, factor)
-                elif frozen(b.m[c], temperature(g, f, row + c)):
-                    fill(kind, e, n)
-                else:
-                    times(kind, e, n, factor * at(g[FACTOR], 1.0)[row + c])
-                    mask(kind, g, row + c, begin, n, e, 0.0)
-            write_rows(kind, g, row, rows, begin, n, tile, b.width)
+                h.factor[c] = share(h, c, k)
+                if g[FACTOR] != 0:
+                    fixed = frozen(h.m[c], temperature(g, f, row + c))
+                    h.factor[c] = 0.0 if fixed else h.factor[c] * at(g[FACTOR], 1.0)[row + c]
+            times_rows(kind, h, tile, rows, n)
+            if g[FACTOR] != 0:
+                mask_rows(kind, g, h, row, rows, begin, n, tile)
+            if not there:
+                write_rows(kind, g, row, rows, begin, n, tile, h.beside, h.step, h.raw)
         row += rows
     memory[0] = 0.0
 
@@ -619,32 +862,69 @@ def softmax(kind, g, f, start, stop, first, last):
 @kernel
 def short_softmax(kind, x, y, rows, n):
     """Softmax of rows that lie one after the other at address x, into y; n <= TILE."""
-    memory = np.empty(TILE)
-    e, error = at(memory.ctypes.data, number(kind, 0.0)), at(memory.ctypes.data + 8 * SHORT, number(kind, 0.0))
-    for row in range(rows):
-        if n > SHORT:
-            _, r = state_in_place(kind, at(x, kind), row * n, e, n, 1.0)
+    step = min(LANES, rows)
+    room = step * fours(n) if n <= SHORT else TILE
+    memory = np.empty(2 * room + 8 * LANES)
+    start = memory.ctypes.data
+    zero, vectors = number(kind, 0.0), start + 16 * room
+    e, raw, lanes = at(start, zero), at(start + 8 * room, zero), at(vectors, zero)
+    m, r, ts = at(vectors + 40 * LANES, 1.0), at(vectors + 48 * LANES, 1.0), at(vectors + 56 * LANES, 1.0)
+    if n > SHORT:
+        for row in range(rows):
+            _, r_of = state_in_place(kind, at(x, kind), row * n, e, n, 1.0)
+            write_times(kind, at(y, kind), row * n, e, n, 1.0 / (1.0 + r_of))
+        rows = 0
+    for row in range(0, rows, LANES):
+        together, source, target = min(LANES, rows - row), past(at(x, kind), row * n), past(at(y, kind), row * n)
+        if step == 1:
+            read(kind, source, 0, 1, e, n)
         else:
-            read(kind, at(x, kind), row * n, 1, e, n)
-            m, r = short_state(kind, e, error, n)
-            if not ordinary(kind, m, 1.0):
-                read(kind, at(x, kind), row * n, 1, e, n)
-                s, ones = corners(kind, e, e, n, m, 1.0)
-                r = rest(s, ones)
-        write_times(kind, at(y, kind), row * n, e, n, 1.0 / (1.0 + r))
+            turn_in(kind, source, n, e, raw, step, n, together)
+        for c in range(together):
+            ts[c] = 1.0
+        if lane_states(kind, e, step, raw, lanes, together, n, ts, m, r):
+            for c in range(together):
+                if not ordinary(kind, m[c], 1.0):
+                    read(kind, source, c * n, 1, lanes, n)
+                    s, ones = corners(kind, lanes, past(e, c), step, n, m[c], 1.0)
+                    r[c] = rest(s, ones)
+        for c in range(together):
+            ts[c] = 1.0 / (1.0 + r[c])
+        lane_times_all(kind, e, step, lanes, together, n, ts)
+        if step == 1:
+            write(kind, target, 0, 1, e, n)
+        else:
+            turn_out(kind, target, n, e, raw, step, together, n)
     memory[0] = 0.0
+
+
+@called
+def lane_logs(kind, e, rows, top, by, log):
+    apart()
+    for c in range(rows):
+        put(e, c, (take(e, c) - take(top, c)) / take(by, c) - take(log, c))
+
+
+@inlined
+def no_numbers(m, r, t):
+    """Is there more to (x - m) / t - log1p(r) than this line?"""
+    return m - m != 0.0 or t == 0.0 or t == inf or r != r
+
+
+@inlined
+def odd_logs(kind, e, step, n, m, r, t):
+    for i in range(n):
+        d, _ = distance(np.float64(e[i * step]), m, t)
+        e[i * step] = number(kind, d - log1p(r))
 
 
 @inlined
 def logs(kind, e, n, m, r, t):
     """(x - m) / t - log1p(r), in place."""
-    if m - m != 0.0 or t == 0.0 or t == inf or r != r:
-        for i in range(n):
-            d, _ = distance(np.float64(e[i]), m, t)
-            e[i] = number(kind, d - log1p(r))
-        return
     top, log, by = number(kind, m), number(kind, log1p(r)), number(kind, t)
-    if t == 1.0:
+    if no_numbers(m, r, t):
+        odd_logs(kind, e, 1, n, m, r, t)
+    elif t == 1.0:
         for i in range(n):
             e[i] = (e[i] - top) - log
     else:
@@ -652,21 +932,40 @@ def logs(kind, e, n, m, r, t):
             e[i] = (e[i] - top) / by - log
 
 
+@inlined
+def short_logs(kind, g, f, row, rows, n, b):
+    """`logs` of short rows."""
+    top, by, log = b.lanes, past(b.lanes, LANES), past(b.lanes, 2 * LANES)
+    for c in range(rows):
+        m, r, t = b.m[c], b.r[c], temperature(g, f, row + c)
+        if no_numbers(m, r, t):
+            odd_logs(kind, past(b.e, c), b.step, n, m, r, t)
+            top[c], by[c], log[c] = number(kind, 0.0), number(kind, 1.0), number(kind, 0.0)
+        else:
+            top[c], by[c], log[c] = number(kind, m), number(kind, t), number(kind, log1p(r))
+    for i in range(n):
+        lane_logs(kind, past(b.e, i * b.step), rows, top, by, log)
+
+
 @kernel
 def log_softmax(kind, g, f, start, stop, first, last):
-    memory, keep = scratch(g, False)
-    b = block(kind, g, memory, keep)
+    lanes = most(g, stop - start)
+    memory, keep = scratch(g, lanes, False)
+    b = block(kind, g, lanes, memory, keep)
     row = start
     while row < stop:
-        rows = together(g, row, stop)
+        rows = together(g, row, stop, lanes)
         settle(kind, g, f, row, rows, b)
         for k in range(first, last):
             begin = k * TILE
             n = min(TILE, g[N] - begin)
-            load(kind, g, f, row, rows, begin, n, b.e, b.width)
-            for c in range(rows):
-                logs(kind, past(b.e, c * b.width), n, b.m[c], b.r[c], temperature(g, f, row + c))
-            write_rows(kind, g, row, rows, begin, n, b.e, b.width)
+            load(kind, g, f, row, rows, begin, n, b.e, b.beside, b.step, b.raw)
+            if g[N] <= SHORT:
+                short_logs(kind, g, f, row, rows, n, b)
+            else:
+                for c in range(rows):
+                    logs(kind, past(b.e, c * b.width), n, b.m[c], b.r[c], temperature(g, f, row + c))
+            write_rows(kind, g, row, rows, begin, n, b.e, b.beside, b.step, b.raw)
         row += rows
     memory[0] = 0.0
 
@@ -740,7 +1039,7 @@ def read_whole(kind, g, view, row, b, out):
     """A whole row of a view, in float64."""
     for begin in range(0, g[N], TILE):
         n = min(TILE, g[N] - begin)
-        read_rows(kind, g, view, row, 1, begin, n, b.x, 0)
+        read_row(kind, g, view, row, begin, n, b.x)
         for i in range(n):
             out[begin + i] = np.float64(b.x[i])
 
@@ -752,15 +1051,15 @@ def write_whole(kind, g, row, b, a, factor):
         n = min(TILE, g[N] - begin)
         for i in range(n):
             b.x[i] = number(kind, a[begin + i] * factor)
-        mask(kind, g, row, begin, n, b.x, 0.0)
-        write_rows(kind, g, row, 1, begin, n, b.x, 0)
+        mask(kind, g, row, begin, n, b.x, 1, 0.0)
+        write_row(kind, g, row, begin, n, b.x)
 
 
 @inlined
 def write_zeros(kind, g, row, b):
-    fill(kind, b.x, min(TILE, g[N]))
+    fill(kind, b.x, 1, min(TILE, g[N]))
     for begin in range(0, g[N], TILE):
-        write_rows(kind, g, row, 1, begin, min(TILE, g[N] - begin), b.x, 0)
+        write_row(kind, g, row, begin, min(TILE, g[N] - begin), b.x)
 
 
 @inlined
@@ -776,8 +1075,8 @@ def probabilities(kind, g, f, row, b):
 def softmax_pullback(kind, g, f, start, stop, first, last):
     """Sᵀ (diag(p) - p pᵀ) S v / t of each row; p is P where it is given."""
     n = g[N]
-    memory, keep = scratch(g, True)
-    b = block(kind, g, memory, keep)
+    memory, keep = scratch(g, 1, True)
+    b = block(kind, g, 1, memory, keep)
     for row in range(start, stop):
         t = temperature(g, f, row)
         settle(kind, g, f, row, 1, b)
@@ -815,8 +1114,8 @@ def softmax_pullback(kind, g, f, start, stop, first, last):
 def log_softmax_pullback(kind, g, f, start, stop, first, last):
     """(v - p Σ v) / t of each row."""
     n = g[N]
-    memory, keep = scratch(g, True)
-    b = block(kind, g, memory, keep)
+    memory, keep = scratch(g, 1, True)
+    b = block(kind, g, 1, memory, keep)
     for row in range(start, stop):
         t = temperature(g, f, row)
         settle(kind, g, f, row, 1, b)
@@ -828,7 +1127,7 @@ def log_softmax_pullback(kind, g, f, start, stop, first, last):
         p, v = b.p, b.q
         for begin in range(0, n, TILE):  # log p is -inf there whatever x does nearby
             size = min(TILE, n - begin)
-            load(kind, g, f, row, 1, begin, size, b.x, 0)
+            load_row(kind, g, f, row, begin, size, b.x)
             for i in range(size):
                 v[begin + i] = 0.0 if np.float64(b.x[i]) == -inf else v[begin + i]
         all_v = total(v, n)
@@ -849,17 +1148,17 @@ def log_softmax_pullback(kind, g, f, start, stop, first, last):
 
 @inlined
 def score(kind, g, f, row, i, b):
-    """One score of a row, softcapped and masked."""
-    load(kind, g, f, row, 1, i, 1, b.x, 0)
+    b.x[0] = wide(kind, at(g[X], kind)[inner(g, X, row) + i * g[X + 3]])
+    as_scores(kind, g, f, row, i, 1, b.x, 1)
     return np.float64(b.x[0])
 
 
 @inlined
-def slope(kind, g, f, row, begin, n, e, b):
+def slope(kind, g, f, row, begin, n, e, step, b):
     """e times the softcap's derivative."""
-    read_rows(kind, g, X, row, 1, begin, n, b.x, 0)
+    read_row(kind, g, X, row, begin, n, b.x)
     for i in range(n):
-        e[i] = number(kind, np.float64(e[i]) * cap_slope(np.float64(b.x[i]), f[CAP]))
+        e[i * step] = number(kind, np.float64(e[i * step]) * cap_slope(np.float64(b.x[i]), f[CAP]))
 
 
 @inlined
@@ -878,48 +1177,74 @@ def weight_at(g, label):
     return at(g[CLASS_WEIGHT], 1.0)[label] if g[CLASS_WEIGHT] != 0 else 1.0
 
 
+@inlined
+def label_distances(kind, g, f, row, rows, b):
+    for c in range(rows):
+        label = at(g[LABEL], 0)[row + c]
+        b.log[c], b.d[c] = log1p(b.r[c]), 0.0
+        if 0 <= label < g[N]:
+            b.d[c], _ = distance(score(kind, g, f, row + c, label, b), b.m[c], temperature(g, f, row + c))
+
+
+@inlined
+def label_losses(g, f, row, rows, b):
+    """LOSS of each of these rows."""
+    for c in range(rows):
+        label, loss = at(g[LABEL], 0)[row + c], 0.0
+        if 0 <= label < g[N]:
+            q = weight_at(g, label)
+            loss, _ = row_loss(f, b.log[c], q, q * b.d[c], b.m[c], temperature(g, f, row + c), q)
+        at(g[LOSS], 1.0)[row + c] = loss
+
+
+@inlined
+def label_gradients(kind, g, f, row, rows, k, n, tile, b):
+    """From the exps of a tile of these rows to their gradient."""
+    begin = k * TILE
+    for c in range(rows):
+        label, t = at(g[LABEL], 0)[row + c], temperature(g, f, row + c)
+        b.factor[c] = 0.0
+        if label >= 0 and not frozen(b.m[c], t):
+            q = weight_at(g, label)
+            _, more = row_loss(f, b.log[c], q, 0.0, b.m[c], t, q)
+            b.factor[c] = share(b, c, k) * ((q + more) * (at(g[FACTOR], 1.0)[row + c] / t))
+    times_rows(kind, b, tile, rows, n)
+    for c in range(rows):
+        e, label, t = past(tile, c * b.beside), at(g[LABEL], 0)[row + c], temperature(g, f, row + c)
+        if label < 0 or frozen(b.m[c], t):
+            fill(kind, e, b.step, n)
+        elif 0 <= label - begin < n:
+            logp, q, factor = b.d[c] - b.log[c], weight_at(g, label), at(g[FACTOR], 1.0)[row + c] / t
+            _, more = row_loss(f, b.log[c], q, 0.0, b.m[c], t, q)
+            less = expm1_double(larger(logp, -800.0)) if logp == logp else nan
+            e[(label - begin) * b.step] = number(kind, (q * less + more * (1.0 + less)) * factor)
+        if f[CAP] != 0.0:
+            slope(kind, g, f, row + c, begin, n, e, b.step, b)
+    mask_rows(kind, g, b, row, rows, begin, n, tile)
+
+
 @kernel
 def cross_entropy(kind, g, f, start, stop, first, last):
     """LOSS of each row, before its weight, and with Y its gradient by X times FACTOR. Labels are integers, unsmoothed."""
-    memory, keep = scratch(g, g[Y] != 0)
-    b = block(kind, g, memory, keep)
+    lanes = most(g, stop - start)
+    memory, keep = scratch(g, lanes, g[Y] != 0)
+    b = block(kind, g, lanes, memory, keep)
     row = start
     while row < stop:
-        rows = together(g, row, stop)
-        settle(kind, g, f, row, rows, b)
-        for c in range(rows):
-            label = at(g[LABEL], 0)[row + c]
-            loss = 0.0
-            if 0 <= label < g[N]:
-                t, m, log = temperature(g, f, row + c), b.m[c], log1p(b.r[c])
-                q = weight_at(g, label)
-                d, _ = distance(score(kind, g, f, row + c, label, b), m, t)
-                loss, _ = row_loss(f, log, q, q * d, m, t, q)
-            if first == 0:
-                at(g[LOSS], 1.0)[row + c] = loss
+        rows = together(g, row, stop, lanes)
+        there = g[WAITS] != 0
+        h = onto(kind, g, row, rows, b) if there else b
+        settle(kind, g, f, row, rows, h)
+        label_distances(kind, g, f, row, rows, h)
+        if first == 0:
+            label_losses(g, f, row, rows, h)
         if g[Y] != 0:
             for k in range(first, last):
-                begin = k * TILE
-                n = min(TILE, g[N] - begin)
-                tile = exps_of(kind, g, f, row, rows, k, b)
-                for c in range(rows):
-                    e, m, t = past(tile, c * b.width), b.m[c], temperature(g, f, row + c)
-                    label = at(g[LABEL], 0)[row + c]
-                    if label < 0 or frozen(m, t):
-                        fill(kind, e, n)
-                        continue
-                    q = weight_at(g, label)
-                    factor, log = at(g[FACTOR], 1.0)[row + c] / t, log1p(b.r[c])
-                    _, more = row_loss(f, log, q, 0.0, m, t, q)
-                    times(kind, e, n, share(b, c, k) * ((q + more) * factor))
-                    if 0 <= label - begin < n:
-                        d, _ = distance(score(kind, g, f, row + c, label, b), m, t)
-                        p = exp_double(d - log, 0.0)
-                        e[label - begin] = number(kind, (q * expm1(d - log) + more * p) * factor)
-                    if f[CAP] != 0.0:
-                        slope(kind, g, f, row + c, begin, n, e, b)
-                    mask(kind, g, row + c, begin, n, e, 0.0)
-                write_rows(kind, g, row, rows, begin, n, tile, b.width)
+                n = min(TILE, g[N] - k * TILE)
+                tile = exps_of(kind, g, f, row, rows, k, h)
+                label_gradients(kind, g, f, row, rows, k, n, tile, h)
+                if not there:
+                    write_rows(kind, g, row, rows, k * TILE, n, tile, h.beside, h.step, h.raw)
         row += rows
     memory[0] = 0.0
 
@@ -933,8 +1258,8 @@ def weight_of(g, y):
 @kernel
 def row_weights(kind, g, f, start, stop, first, last):
     """OUT_M: Σ w y of each row of soft labels."""
-    memory, keep = scratch(g, True)
-    b = block(kind, g, memory, keep)
+    memory, keep = scratch(g, 1, True)
+    b = block(kind, g, 1, memory, keep)
     for row in range(start, stop):
         read_whole(kind, g, V, row, b, b.q)
         at(g[OUT_M], 1.0)[row] = weight_of(g, b.q)
@@ -945,8 +1270,8 @@ def row_weights(kind, g, f, start, stop, first, last):
 def soft_cross_entropy(kind, g, f, start, stop, first, last):
     """As `cross_entropy`, for labels that are distributions (V), or smoothed."""
     n, smoothing = g[N], f[SMOOTHING]
-    memory, keep = scratch(g, True)
-    b = block(kind, g, memory, keep)
+    memory, keep = scratch(g, 1, True)
+    b = block(kind, g, 1, memory, keep)
     p, q = b.p, b.q
     for row in range(start, stop):
         label = at(g[LABEL], 0)[row]
@@ -963,13 +1288,13 @@ def soft_cross_entropy(kind, g, f, start, stop, first, last):
         if g[V] != 0:
             read_whole(kind, g, V, row, b, q)
         else:
-            fill(1.0, q, n)
+            fill(1.0, q, 1, n)
             q[label] = 1.0
         weight = weight_of(g, q)
         if smoothing != 0.0:
             for i in range(n):
                 p[i] = 1.0
-            mask(1.0, g, row, 0, n, p, 0.0)
+            mask(1.0, g, row, 0, n, p, 1, 0.0)
             even = smoothing / max(total(p, n), 1.0)
             for i in range(n):
                 q[i] = (1.0 - smoothing) * q[i] + even * p[i]
@@ -981,7 +1306,7 @@ def soft_cross_entropy(kind, g, f, start, stop, first, last):
         fit = lost = 0.0
         for begin in range(0, n, TILE):
             size = min(TILE, n - begin)
-            load(kind, g, f, row, 1, begin, size, b.x, 0)
+            load_row(kind, g, f, row, begin, size, b.x)
             part = 0.0
             for i in range(size):
                 if q[begin + i] != 0.0:
