@@ -345,11 +345,11 @@ class Loss:
             if ignore_index is not None and (label == ignore_index).any():
                 ignored = label == ignore_index
                 label = np.where(ignored, 0, label)
-            weight = np.ones(label.shape) if w is None else w[label]
+            weight = np.ones((1,) * label.ndim) if w is None else w[label]
         s = None if sample_weight is None else host.numbers(sample_weight)
         weightless = weight == 0 if ignored is None else (weight == 0) | ignored
         dropped = weightless if s is None else weightless | (s == 0)
-        rows.vector(_kernels.LABEL, np.where(dropped, -1, label), np.int64)
+        rows.vector(_kernels.LABEL, np.where(dropped, -1, label) if dropped.any() else label, np.int64)
         if not isinstance(normalizer, (float, type(None))):
             normalizer = host.numbers(normalizer)
         targets = F.Targets(None, None, w, None, weight, s, None, weightless, dropped)
