@@ -20,18 +20,19 @@ SHORT = 1 << 14  # numbers that are served without a word to spare
 PIECE = 1 << 17  # numbers in a piece of work, at least
 
 _kernels: Any = None
+_memory: Any = None
 
 
 def kernels() -> Any:
     """The kernels' module; False without Numba, or where they are not wanted."""
-    global _kernels
+    global _kernels, _memory
     if _kernels is None:
         try:
-            from .._kernels import rows
+            from .._kernels import memory, rows
         except ImportError:
             _kernels = False
         else:
-            _kernels = rows
+            _kernels, _memory = rows, memory
     return _warm.wanted and _kernels
 
 
@@ -78,8 +79,8 @@ class Rows:
         self.outer, self.n, self.inner = (
             prod(shape[: self.first]), prod(shape[self.first : self.last]), prod(shape[self.last :])
         )  # fmt: skip
-        self.g, self.f = np.zeros(_kernels.SLOTS, np.int64), np.zeros(4)
-        self.g[_kernels.INNER], self.g[_kernels.N] = self.inner, self.n
+        self.g, self.f = np.zeros(_memory.SLOTS, np.int64), np.zeros(4)
+        self.g[_memory.INNER], self.g[_memory.N] = self.inner, self.n
         self.held: list[Any] = []  # what the addresses in g point to
 
     def view(self, slot: int, a: Any) -> bool:
@@ -95,8 +96,8 @@ class Rows:
         return True
 
     def mask(self, where: Any) -> None:
-        if not self.view(_kernels.MASK, where):
-            self.view(_kernels.MASK, np.ascontiguousarray(np.broadcast_to(where, self.shape)))
+        if not self.view(_memory.MASK, where):
+            self.view(_memory.MASK, np.ascontiguousarray(np.broadcast_to(where, self.shape)))
 
     def hold(self, slot: int, a: Any) -> Any:
         self.g[slot] = a.ctypes.data
@@ -118,29 +119,29 @@ class Rows:
         if self.kind.itemsize == 2:  # in 32-bit arithmetic what lies beyond its range is a limit, as in the formula
             t = np.where(t > 3.4e38, np.inf, np.where(t < 1.2e-38, 0.0, t))
         if np.ndim(t):
-            self.vector(_kernels.TEMPERATURE, t)
+            self.vector(_memory.TEMPERATURE, t)
         else:
-            self.f[_kernels.T] = t
+            self.f[_memory.T] = t
 
     def whole(self) -> bool:
         """May a kernel hold whole rows?"""
-        return self.n <= _kernels.KEEP
+        return self.n <= _memory.KEEP
 
     def waits(self, together: int) -> bool:
         """May exps wait for their factor in the answer? In long rows of the arithmetic, without steps."""
         g = self.g
-        if not g[_kernels.Y] or self.kind.dtype.kind != "f" or self.n <= _kernels.SHORT:
+        if not g[_memory.Y] or self.kind.dtype.kind != "f" or self.n <= _memory.SHORT:
             return False
         if together == 1:
-            return g[_kernels.Y + 3] == 1
-        return _kernels.side_by_side(g, _kernels.Y) and g[_kernels.Y + 2] == 1
+            return g[_memory.Y + 3] == 1
+        return _memory.side_by_side(g, _memory.Y) and g[_memory.Y + 2] == 1
 
     def run(self, kernel: Any, threads: int, split: bool = True) -> None:
         """The kernel over all rows: in blocks of rows, or in blocks of tiles where rows are few and long."""
-        g, f, kind, rows, count = self.g, self.f, self.kind, self.outer * self.inner, -(-self.n // _kernels.TILE)
+        g, f, kind, rows, count = self.g, self.f, self.kind, self.outer * self.inner, -(-self.n // _memory.TILE)
         threads = min(threads, 1 + rows * self.n // SMALL)
-        together = _kernels.most(g, rows)
-        g[_kernels.WAITS] = kernel in (_kernels.softmax, _kernels.cross_entropy) and self.waits(together)
+        together = _memory.most(g, rows)
+        g[_memory.WAITS] = kernel in (_kernels.softmax, _kernels.cross_entropy) and self.waits(together)
         if threads == 1:
             kernel(kind, g, f, 0, rows, 0, count)
         elif rows >= 3 * threads * together or not split or count < 8:
@@ -149,18 +150,18 @@ class Rows:
             pieces = [(kind, g, f, i, min(i + block, rows), 0, count) for i in range(0, rows, block)]
             _threads.share(kernel, pieces, threads)
         else:
-            step = max(1, PIECE // _kernels.TILE // 4 // together, -(-count // (4 * threads)))
+            step = max(1, PIECE // _memory.TILE // 4 // together, -(-count // (4 * threads)))
             cuts = [
                 (i, min(i + together, rows), k, min(k + step, count))
                 for i in range(0, rows, together)
                 for k in range(0, count, step)
             ]
             tiles, joined = np.empty((2, rows, count)), np.empty((2, rows))
-            inputs, outputs = (_kernels.M, _kernels.R), (_kernels.OUT_M, _kernels.OUT_R)
+            inputs, outputs = (_memory.M, _memory.R), (_memory.OUT_M, _memory.OUT_R)
             part, whole = g.copy(), g.copy()
             part[[*outputs]] = whole[[*inputs]] = [a.ctypes.data for a in tiles]
-            if g[_kernels.WAITS]:
-                whole[_kernels.WEIGHTS] = tiles[1].ctypes.data
+            if g[_memory.WAITS]:
+                whole[_memory.WEIGHTS] = tiles[1].ctypes.data
             _threads.share(_kernels.row_states, [(kind, part, f, *cut) for cut in cuts], threads)
             if kernel is not _kernels.row_states:
                 whole[[*outputs]] = [a.ctypes.data for a in joined]
@@ -178,7 +179,7 @@ def begin(host: Host, x: Any, axis: tuple[int, ...], where: Any = None, temperat
     if raw is None:
         return None
     rows = Rows(raw.shape, axis, KINDS[raw.dtype])
-    if not rows.view(_kernels.X, raw):
+    if not rows.view(_memory.X, raw):
         return None
     if where is not None:
         where = host.raw(where)
@@ -202,9 +203,9 @@ def companion(rows: Rows, host: Host, slot: int, a: Any) -> bool:
 def answer(rows: Rows) -> Any:
     """New memory in the order of x."""
     y = np.empty_like(rows.held[0], subok=False)
-    if not rows.view(_kernels.Y, y):  # x overlaps itself
+    if not rows.view(_memory.Y, y):  # x overlaps itself
         y = np.empty(y.shape, y.dtype)
-        rows.view(_kernels.Y, y)
+        rows.view(_memory.Y, y)
     return y
 
 
@@ -234,7 +235,7 @@ def _map(host: Host, kernel: str, x: Any, axis: Any, where: Any, temperature: An
 
 def states(rows: Rows, threads: int) -> tuple[Any, Any]:
     """m and r of each row, size 1 along its axes."""
-    m, r = rows.vector(_kernels.OUT_M), rows.vector(_kernels.OUT_R)
+    m, r = rows.vector(_memory.OUT_M), rows.vector(_memory.OUT_R)
     rows.run(_kernels.row_states, threads)
     return m.reshape(rows.row_shape), r.reshape(rows.row_shape)
 
@@ -278,9 +279,9 @@ def _pull_map(kernel: str) -> Callable[..., Any]:
         if wanted != ("x",) or dtype != x.dtype:
             return NotImplemented
         rows = begin(host, x, axis, where, temperature)
-        if rows is None or not rows.whole() or not companion(rows, host, _kernels.V, ct):
+        if rows is None or not rows.whole() or not companion(rows, host, _memory.V, ct):
             return NotImplemented
-        if kernel == "softmax_pullback" and rows.kind.itemsize > 2 and not companion(rows, host, _kernels.P, y):
+        if kernel == "softmax_pullback" and rows.kind.itemsize > 2 and not companion(rows, host, _memory.P, y):
             return NotImplemented
         gradient = answer(rows)
         rows.run(getattr(_kernels, kernel), host.threads(), split=False)
@@ -299,7 +300,7 @@ def _pull_logsumexp(
     if rows is None or host.raw(ct) is None:
         return NotImplemented
     ct = host.numbers(ct)
-    rows.vector(_kernels.FACTOR, ct if keepdims else F.keep(np, ct, axis))
+    rows.vector(_memory.FACTOR, ct if keepdims else F.keep(np, ct, axis))
     gradient = answer(rows)
     rows.run(_kernels.softmax, host.threads())
     return {"x": host.back(gradient, x.dtype)}
@@ -327,17 +328,17 @@ class Loss:
         ]
         if rows is None or (soft and not rows.whole()) or any(host.raw(a) is None for a in given):
             return None
-        rows.f[_kernels.CAP], rows.f[_kernels.SMOOTHING], rows.f[_kernels.Z_LOSS] = (
+        rows.f[_memory.CAP], rows.f[_memory.SMOOTHING], rows.f[_memory.Z_LOSS] = (
             softcap or 0.0,
             label_smoothing,
             z_loss,
         )
-        w = None if class_weight is None else rows.hold(_kernels.CLASS_WEIGHT, host.numbers(class_weight).reshape(-1))
+        w = None if class_weight is None else rows.hold(_memory.CLASS_WEIGHT, host.numbers(class_weight).reshape(-1))
         ignored = None
         if classes is None:
-            if not companion(rows, host, _kernels.V, labels):
+            if not companion(rows, host, _memory.V, labels):
                 return None
-            weight = rows.vector(_kernels.OUT_M)
+            weight = rows.vector(_memory.OUT_M)
             rows.run(_kernels.row_weights, host.threads(), split=False)
             weight, label = weight.reshape(rows.row_shape), np.zeros(1, np.int64)
         else:
@@ -349,7 +350,7 @@ class Loss:
         s = None if sample_weight is None else host.numbers(sample_weight)
         weightless = weight == 0 if ignored is None else (weight == 0) | ignored
         dropped = weightless if s is None else weightless | (s == 0)
-        rows.vector(_kernels.LABEL, np.where(dropped, -1, label) if dropped.any() else label, np.int64)
+        rows.vector(_memory.LABEL, np.where(dropped, -1, label) if dropped.any() else label, np.int64)
         if not isinstance(normalizer, (float, type(None))):
             normalizer = host.numbers(normalizer)
         targets = F.Targets(None, None, w, None, weight, s, None, weightless, dropped)
@@ -358,9 +359,9 @@ class Loss:
 
     def losses(self, factor: Any = None) -> tuple[Any, Any]:
         """All rows' losses; with `factor`, one for each row, their gradient too."""
-        rows, loss, gradient = self.rows, self.rows.vector(_kernels.LOSS), None
+        rows, loss, gradient = self.rows, self.rows.vector(_memory.LOSS), None
         if factor is not None:
-            rows.vector(_kernels.FACTOR, factor)
+            rows.vector(_memory.FACTOR, factor)
             gradient = answer(rows)
         rows.run(
             _kernels.soft_cross_entropy if self.soft else _kernels.cross_entropy, self.host.threads(), not self.soft
