@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import _formulas as F
 from . import _threads, _warm
-from ._numpy import XP
+from ._numpy import XP, quiet
 
 SMALL = 1 << 18  # numbers for which a second thread is not worth its waking
 SHORT = 1 << 14  # numbers that are served without a word to spare
@@ -32,7 +32,8 @@ def kernels() -> Any:
         except ImportError:
             _kernels = False
         else:
-            _kernels, _memory = rows, memory
+            _memory = memory
+            _kernels = rows
     return _warm.wanted and _kernels
 
 
@@ -71,10 +72,10 @@ def _step(shape: tuple, strides: tuple) -> int | None:
 class Rows:
     """The rows of one array along neighbouring axes: (outer, row, inner), and the kernels' `g` and `f` for them."""
 
-    __slots__ = ("f", "first", "g", "held", "inner", "kind", "last", "n", "outer", "shape")
+    __slots__ = ("f", "first", "g", "held", "inner", "kind", "last", "n", "outer", "shape", "turned")
 
     def __init__(self, shape: tuple, axis: tuple[int, ...], kind: Any) -> None:
-        self.shape, self.kind = shape, kind
+        self.shape, self.kind, self.turned = shape, kind, False
         self.first, self.last = axis[0], axis[-1] + 1
         self.outer, self.n, self.inner = (
             prod(shape[: self.first]), prod(shape[self.first : self.last]), prod(shape[self.last :])
@@ -88,11 +89,16 @@ class Rows:
         if a.shape != self.shape:
             a = np.broadcast_to(a, self.shape)
         parts = slice(0, self.first), slice(self.last, None), slice(self.first, self.last)
-        steps = [_step(a.shape[part], a.strides[part]) for part in parts]
-        if None in steps:
+        outer, inner, along = (_step(a.shape[part], a.strides[part]) for part in parts)
+        if outer is None or inner is None or along is None:
             return False
+        if slot == _memory.X and self.inner == 1 and abs(outer) < abs(along):  # a transposed matrix: rows side by side
+            self.outer, self.inner, self.turned = 1, self.outer, True
+            self.g[_memory.INNER] = self.inner
+        if self.turned:
+            outer, inner = 0, outer
         self.hold(slot, a)
-        self.g[slot + 1 : slot + 4] = [step // a.itemsize for step in steps if step is not None]
+        self.g[slot + 1 : slot + 4] = [step // a.itemsize for step in (outer, inner, along)]
         return True
 
     def mask(self, where: Any) -> None:
@@ -115,13 +121,16 @@ class Rows:
         """The rows' shape, size 1 along their axes."""
         return *self.shape[: self.first], *(1,) * (self.last - self.first), *self.shape[self.last :]
 
-    def temperature(self, t: Any) -> None:
-        if self.kind.itemsize == 2:  # in 32-bit arithmetic what lies beyond its range is a limit, as in the formula
-            t = np.where(t > 3.4e38, np.inf, np.where(t < 1.2e-38, 0.0, t))
+    def temperature(self, t: Any) -> bool:
+        """False for temperatures so near a limit that a loop of vectors would overflow or vanish."""
+        high = 1e290 if self.kind.itemsize == 8 else 1e30
         if np.ndim(t):
+            if not ((t == 0) | (t == np.inf) | ((1 / high < t) & (t < high))).all():
+                return False
             self.vector(_memory.TEMPERATURE, t)
-        else:
-            self.f[_memory.T] = t
+            return True
+        self.f[_memory.T] = t
+        return t == 0 or t == np.inf or 1 / high < t < high
 
     def whole(self) -> bool:
         """May a kernel hold whole rows?"""
@@ -150,7 +159,8 @@ class Rows:
             pieces = [(kind, g, f, i, min(i + block, rows), 0, count) for i in range(0, rows, block)]
             _threads.share(kernel, pieces, threads)
         else:
-            step = max(1, PIECE // _memory.TILE // 4 // together, -(-count // (4 * threads)))
+            # a piece is never all of a row: row_states answers rows for that
+            step = min(count - 1, max(1, PIECE // _memory.TILE // 4 // together, -(-count // (4 * threads))))
             cuts = [
                 (i, min(i + together, rows), k, min(k + step, count))
                 for i in range(0, rows, together)
@@ -190,8 +200,7 @@ def begin(host: Host, x: Any, axis: tuple[int, ...], where: Any = None, temperat
         if host.raw(temperature) is None:
             return None
         temperature = host.numbers(temperature)
-    rows.temperature(temperature)
-    return rows
+    return rows if rows.temperature(temperature) else None
 
 
 def companion(rows: Rows, host: Host, slot: int, a: Any) -> bool:
@@ -333,7 +342,11 @@ class Loss:
             label_smoothing,
             z_loss,
         )
-        w = None if class_weight is None else rows.hold(_memory.CLASS_WEIGHT, host.numbers(class_weight).reshape(-1))
+        w = (
+            None
+            if class_weight is None
+            else rows.hold(_memory.CLASS_WEIGHT, np.ascontiguousarray(host.numbers(class_weight).reshape(-1)))
+        )
         ignored = None
         if classes is None:
             if not companion(rows, host, _memory.V, labels):
@@ -346,6 +359,8 @@ class Loss:
             if ignore_index is not None and (label == ignore_index).any():
                 ignored = label == ignore_index
                 label = np.where(ignored, 0, label)
+            if label.size and not 0 <= label.min() <= label.max() < rows.n:
+                return None  # they were checked, and changed since
             weight = np.ones((1,) * label.ndim) if w is None else w[label]
         s = None if sample_weight is None else host.numbers(sample_weight)
         weightless = weight == 0 if ignored is None else (weight == 0) | ignored
@@ -369,8 +384,7 @@ class Loss:
         return loss.reshape(rows.row_shape), gradient
 
     def reduced(self, loss: Any) -> tuple[Any, Any, Any]:
-        with np.errstate(all="ignore"):
-            return F.reduce_rows(XP, self.t, loss, **self.how)
+        return F.reduce_rows(XP, self.t, loss, **self.how)
 
     def with_gradient(self, ct: Any) -> tuple[Any, Any]:
         """All rows' losses, and the gradient of ct · what they are reduced to, in one sweep."""
@@ -409,12 +423,12 @@ def _sweep_cross_entropy(host: Host, x: Any, labels: Any, **options: Any) -> Any
 
 
 FORWARD = {
-    "softmax": _softmax, "log_softmax": _log_softmax, "logsumexp": _logsumexp, "cross_entropy": _cross_entropy
+    "softmax": _softmax, "log_softmax": _log_softmax, "logsumexp": quiet(_logsumexp), "cross_entropy": quiet(_cross_entropy)
 }  # fmt: skip
 PULLBACK = {
-    "softmax": _pull_map("softmax_pullback"),
-    "log_softmax": _pull_map("log_softmax_pullback"),
-    "logsumexp": _pull_logsumexp,
-    "cross_entropy": _pull_cross_entropy,
+    "softmax": quiet(_pull_map("softmax_pullback")),
+    "log_softmax": quiet(_pull_map("log_softmax_pullback")),
+    "logsumexp": quiet(_pull_logsumexp),
+    "cross_entropy": quiet(_pull_cross_entropy),
 }
-SWEEP = {"cross_entropy": _sweep_cross_entropy}
+SWEEP = {"cross_entropy": quiet(_sweep_cross_entropy)}

@@ -7,7 +7,7 @@ threads, from a process that was forked, or while the interpreter shuts down go 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Lock
 from typing import Any
 
@@ -101,6 +101,20 @@ def share(task: Callable[..., Any], pieces: Iterable[tuple[Any, ...]], threads: 
         work()
     finally:
         waiting.clear()
-        for helper in helpers:
-            if not helper.cancel():
-                helper.result()
+        _stop(helpers)
+
+
+def _stop(helpers: list[Any]) -> None:
+    """Until all have stopped: they hold addresses of arrays that their caller may let go of, by Ctrl-C for example."""
+    interrupted = None
+    running = [helper for helper in helpers if not helper.cancel()]
+    while running:
+        try:
+            wait(running)
+            break
+        except KeyboardInterrupt as interrupt:
+            interrupted = interrupt
+    if interrupted is not None:
+        raise interrupted
+    for helper in running:
+        helper.result()

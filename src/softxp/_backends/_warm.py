@@ -45,7 +45,7 @@ def warmup(*dtypes: str, progress: bool = True) -> int:
     Examples
     --------
     >>> import softxp
-    >>> softxp.warmup("float32", progress=False) in (0, 10)
+    >>> softxp.warmup("float32", progress=False) in (0, 11)
     True
     """
     try:

@@ -162,7 +162,8 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
             gradient: Any = ctx.gradient
             ctx.gradient = None
             # 16 bits round once, so they are not scaled
-            if gradient is None or (gradient.dtype.itemsize == 2 and cts[0] != 1) or torch.is_grad_enabled():
+            scales = cts[0] == 1 or (gradient is not None and gradient.dtype.itemsize > 2 and cts[0].isfinite())
+            if gradient is None or not scales or torch.is_grad_enabled():
                 return None, *pull(ctx, cts[0], _again)
             return None, None, *(gradient.mul_(cts[0]) if k == "x" else None for k in ctx.fixed.names)
 

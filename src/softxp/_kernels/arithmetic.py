@@ -58,6 +58,17 @@ def _near(kind):
     return lambda kind: 2.0**-50
 
 
+def far(kind):
+    """A maximum beyond this may be further from its row than a number can say."""
+
+
+@overload(far, jit_options=EXACTLY)
+def _far(kind):
+    if kind in IN_32:
+        return lambda kind: 2.0**102
+    return lambda kind: 2.0**970
+
+
 def wide(kind, v):
     """An element of memory, in the arithmetic."""
 
@@ -209,43 +220,39 @@ def difference(x, m):
 
 
 @inlined
-def quotient(x, m, t, zero):
-    """(x - m) / t and what rounding took from it; that is lost where the quotient overflows."""
+def quotient(x, m, t, short, zero):
+    """(x - m) / t' for t' = t (1 + short), and what rounding took from it; that is lost where the quotient overflows."""
     d, error = difference(x, m)
     q = d / t
-    error = (fma(-q, t, d) + error) / t
+    error = fma(-q, short, (fma(-q, t, d) + error) / t)
     return q, error if error - error == zero else zero
 
 
-def apart_from(kind, x, m, t, low, zero):
+def apart_from(kind, x, m, t, short, low, zero):
     """(x - m) / t for x <= m, not NaN, and its error where it is kept. What lies below `low` counts as if it lay there."""
 
 
 @overload(apart_from, jit_options=EXACTLY)
-def _apart_from(kind, x, m, t, low, zero):
+def _apart_from(kind, x, m, t, short, low, zero):
     if kind in NARROW or kind == EXACT:
-        return lambda kind, x, m, t, low, zero: ((larger(x, low) - m) / t, zero)
-    return lambda kind, x, m, t, low, zero: quotient(larger(x, low), m, t, zero)
+        return lambda kind, x, m, t, short, low, zero: ((larger(x, low) - m) / t, zero)
+    return lambda kind, x, m, t, short, low, zero: quotient(larger(x, low), m, t, short, zero)
+
+
+def unit_apart_from(kind, x, m, low, zero):
+    """The same at temperature 1."""
+
+
+@overload(unit_apart_from, jit_options=EXACTLY)
+def _unit_apart_from(kind, x, m, low, zero):
+    if kind in NARROW or kind == EXACT:
+        return lambda kind, x, m, low, zero: (larger(x, low) - m, zero)
+    return lambda kind, x, m, low, zero: difference(larger(x, low), m)
 
 
 @inlined
-def shifted(kind, x, m, t, low, zero):
-    """exp((x - m) / t), 0 for what lies below `low`."""
-    d, error = apart_from(kind, x, m, t, low, zero)
-    return expo(kind, d, error)
-
-
-def unit_shifted(kind, x, m, low, zero):
-    """exp(x - m) for x <= m, not NaN, likewise."""
-
-
-@overload(unit_shifted, jit_options=EXACTLY)
-def _unit_shifted(kind, x, m, low, zero):
-    if kind in NARROW or kind == EXACT:
-        return lambda kind, x, m, low, zero: expo(kind, larger(x, low) - m, zero)
-
-    def compensated(kind, x, m, low, zero):
-        d, error = difference(larger(x, low), m)
-        return expo(kind, d, error)
-
-    return compensated
+def two_parts(kind, number_64):
+    """A float64 in the arithmetic, and what rounding took from it."""
+    by = number(kind, number_64)
+    more = number(kind, number_64 - np.float64(by))
+    return by, more if more - more == number(kind, 0.0) else number(kind, 0.0)

@@ -118,7 +118,7 @@ def short_states(kind, g, f, row, rows, b):
 @inlined
 def states(kind, g, f, row, rows, first, last, b):
     """The state of these tiles of each of these long rows, and their exps."""
-    plain = rows == 1 and g[X + 3] == 1 and g[MASK] == 0 and f[CAP] == 0.0
+    plain = rows == 1 and b.beside != 1 and g[X + 3] == 1 and g[MASK] == 0 and f[CAP] == 0.0
     for k in range(first, last):
         begin = k * TILE
         n = min(TILE, g[N] - begin)

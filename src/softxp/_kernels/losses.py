@@ -95,16 +95,17 @@ def label_gradients(kind, g, f, row, rows, k, n, tile, b):
     for c in range(rows):
         label, t = at(g[LABEL], 0)[row + c], temperature(g, f, row + c)
         b.factor[c] = 0.0
-        if label >= 0 and not frozen(b.m[c], t):
+        if 0 <= label < g[N] and not frozen(b.m[c], t):
             q = weight_at(g, label)
             _, more = row_loss(f, b.log[c], q, 0.0, b.m[c], t, q)
             b.factor[c] = share(b, c, k) * ((q + more) * (at(g[FACTOR], 1.0)[row + c] / t))
     times_rows(kind, b, tile, rows, n)
     for c in range(rows):
         e, label, t = past(tile, c * b.beside), at(g[LABEL], 0)[row + c], temperature(g, f, row + c)
-        if label < 0 or frozen(b.m[c], t):
+        if not 0 <= label < g[N] or frozen(b.m[c], t):
             fill(kind, e, b.step, n)
-        elif 0 <= label - begin < n:
+            continue
+        if 0 <= label - begin < n:
             logp, q, factor = b.d[c] - b.log[c], weight_at(g, label), at(g[FACTOR], 1.0)[row + c] / t
             _, more = row_loss(f, b.log[c], q, 0.0, b.m[c], t, q)
             less = expm1_double(larger(logp, -800.0)) if logp == logp else nan
@@ -166,7 +167,7 @@ def soft_cross_entropy(kind, g, f, start, stop, first, last):
     p, q = b.p, b.q
     for row in range(start, stop):
         label = at(g[LABEL], 0)[row]
-        if label < 0:
+        if not 0 <= label < n:
             at(g[LOSS], 1.0)[row] = 0.0
             if g[Y] != 0:
                 write_zeros(kind, g, row, b)

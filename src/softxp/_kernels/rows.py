@@ -13,7 +13,7 @@ import numpy as np
 from numba import types
 
 from ._numba import KERNELS, apart, at, called, inlined, kernel, past, put, take
-from .arithmetic import BFLOAT, DOUBLE, HALF, SINGLE, number
+from .arithmetic import BFLOAT, DOUBLE, EXACT, HALF, SINGLE, far, number
 from .block import block, exps_of, frozen, mask_rows, onto, scratch, settle, share, states, times_rows
 from .losses import cross_entropy, row_weights, soft_cross_entropy  # noqa: F401, the other kernels
 from .memory import (
@@ -119,7 +119,7 @@ def softmax(kind, g, f, start, stop, first, last):
             begin = k * TILE
             n = min(TILE, g[N] - begin)
             tile = exps_of(kind, g, f, row, rows, k, h)
-            if not there and rows == 1 and g[FACTOR] == 0 and g[Y + 3] == 1:
+            if not there and rows == 1 and h.step == 1 and g[FACTOR] == 0 and g[Y + 3] == 1:
                 write_times(kind, at(g[Y], kind), inner(g, Y, row) + begin, tile, n, share(h, 0, k))
                 continue
             for c in range(rows):
@@ -152,26 +152,26 @@ def short_softmax(kind, x, y, rows, n):
             write_times(kind, at(y, kind), row * n, e, n, 1.0 / (1.0 + r_of))
         rows = 0
     for row in range(0, rows, LANES):
-        together, source, target = min(LANES, rows - row), past(at(x, kind), row * n), past(at(y, kind), row * n)
+        some, source, target = min(LANES, rows - row), past(at(x, kind), row * n), past(at(y, kind), row * n)
         if step == 1:
             read(kind, source, 0, 1, e, n)
         else:
-            turn_in(kind, source, n, e, raw, step, n, together)
-        for c in range(together):
+            turn_in(kind, source, n, e, raw, step, n, some)
+        for c in range(some):
             ts[c] = 1.0
-        if lane_states(kind, e, step, raw, lanes, together, n, ts, m, r):
-            for c in range(together):
+        if lane_states(kind, e, step, raw, lanes, some, n, ts, m, r):
+            for c in range(some):
                 if not ordinary(kind, m[c], 1.0):
                     read(kind, source, c * n, 1, lanes, n)
                     s, ones = corners(kind, lanes, past(e, c), step, n, m[c], 1.0)
                     r[c] = rest(s, ones)
-        for c in range(together):
+        for c in range(some):
             ts[c] = 1.0 / (1.0 + r[c])
-        lane_times_all(kind, e, step, lanes, together, n, ts)
+        lane_times_all(kind, e, step, lanes, some, n, ts)
         if step == 1:
             write(kind, target, 0, 1, e, n)
         else:
-            turn_out(kind, target, n, e, raw, step, together, n)
+            turn_out(kind, target, n, e, raw, step, some, n)
     memory[0] = 0.0
 
 
@@ -183,9 +183,9 @@ def lane_logs(kind, e, rows, top, by, log):
 
 
 @inlined
-def no_numbers(m, r, t):
+def no_numbers(kind, m, r, t):
     """Is there more to (x - m) / t - log1p(r) than this line?"""
-    return m - m != 0.0 or t == 0.0 or t == inf or r != r
+    return not abs(m) < far(kind) or t == 0.0 or t == inf or r != r
 
 
 @inlined
@@ -199,7 +199,7 @@ def odd_logs(kind, e, step, n, m, r, t):
 def logs(kind, e, n, m, r, t):
     """(x - m) / t - log1p(r), in place."""
     top, log, by = number(kind, m), number(kind, log1p(r)), number(kind, t)
-    if no_numbers(m, r, t):
+    if no_numbers(kind, m, r, t):
         odd_logs(kind, e, 1, n, m, r, t)
     elif t == 1.0:
         for i in range(n):
@@ -215,7 +215,7 @@ def short_logs(kind, g, f, row, rows, n, b):
     top, by, log = b.lanes, past(b.lanes, LANES), past(b.lanes, 2 * LANES)
     for c in range(rows):
         m, r, t = b.m[c], b.r[c], temperature(g, f, row + c)
-        if no_numbers(m, r, t):
+        if no_numbers(kind, m, r, t):
             odd_logs(kind, past(b.e, c), b.step, n, m, r, t)
             top[c], by[c], log[c] = number(kind, 0.0), number(kind, 1.0), number(kind, 0.0)
         else:
@@ -327,11 +327,13 @@ def compile_all(dtypes: Any, progress: bool) -> int:
     for name in dtypes:
         if name not in KINDS:
             raise ValueError(f"the kernels know {', '.join(KINDS)}, got {name!r}.")
-    work = [(dtype, name) for dtype in dtypes or KINDS for name in KERNELS]
+    work = [(KINDS[dtype], dtype, name) for dtype in dtypes or KINDS for name in KERNELS]
+    if not dtypes or "float32" in dtypes:
+        work.append((EXACT, "float32 in float64", "row_states"))  # a state that goes on
     size, vectors = types.int64, (types.int64[::1], types.float64[::1])
-    for i, (dtype, name) in enumerate(work):
+    for i, (kind, dtype, name) in enumerate(work):
         if progress:
             print(f"softxp: compiling {i + 1} of {len(work)}: {name}, {dtype}", file=sys.stderr, flush=True)
         rest = (size,) * 4 if name == "short_softmax" else (*vectors, *(size,) * 4)
-        KERNELS[name].compile((KINDS[dtype], *rest))
+        KERNELS[name].compile((kind, *rest))
     return len(work)

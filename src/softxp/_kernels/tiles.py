@@ -13,7 +13,6 @@ from .arithmetic import (
     DOUBLE,
     SINGLE,
     apart_from,
-    difference,
     exp_double,
     expo,
     narrow,
@@ -21,8 +20,8 @@ from .arithmetic import (
     number,
     quotient,
     reach,
-    shifted,
-    unit_shifted,
+    two_parts,
+    unit_apart_from,
 )
 from .memory import LANES, read
 
@@ -55,7 +54,8 @@ def unit_exps(kind, x, e, n, m, low):
     for begin in range(0, n, RUN):
         s = c = zero
         for i in range(begin, min(begin + RUN, n)):
-            v = unit_shifted(kind, take(x, i), m, low, zero)
+            d, error = unit_apart_from(kind, take(x, i), m, low, zero)
+            v = expo(kind, d, error)
             put(e, i, v)
             s += zero if v == one else v
             c += one if v == one else zero
@@ -65,14 +65,15 @@ def unit_exps(kind, x, e, n, m, low):
 
 
 @summing
-def exps(kind, x, e, n, m, t, low):
+def exps(kind, x, e, n, m, t, short, low):
     apart()
     zero, one = number(kind, 0.0), number(kind, 1.0)
     total = ones = 0.0
     for begin in range(0, n, RUN):
         s = c = zero
         for i in range(begin, min(begin + RUN, n)):
-            v = shifted(kind, take(x, i), m, t, low, zero)
+            d, error = apart_from(kind, take(x, i), m, t, short, low, zero)
+            v = expo(kind, d, error)
             put(e, i, v)
             s += zero if v == one else v
             c += one if v == one else zero
@@ -122,7 +123,8 @@ def state(kind, x, e, n, t):
     elif t == 1.0:
         s, ones = unit_exps(kind, x, e, n, top, lowest(kind, m, t))
     else:
-        s, ones = exps(kind, x, e, n, top, number(kind, t), lowest(kind, m, t))
+        by, more = two_parts(kind, t)
+        s, ones = exps(kind, x, e, n, top, by, more / by, lowest(kind, m, t))
     return m, rest(s, ones)
 
 
@@ -137,7 +139,8 @@ def distance(x, m, t):
         return (0.0 if x == m else -inf), 0.0
     if t == inf:
         return 0.0, 0.0
-    return quotient(x, m, t, 0.0)
+    d, error = quotient(x, m, t, 0.0, 0.0)
+    return (d, error) if d - d == 0.0 else (x / t - m / t, 0.0)
 
 
 @inlined
@@ -195,18 +198,18 @@ def four_peaks(kind, e, step, rows, top, nans):
 
 
 @called
-def lane_differences(kind, e, raw, rows, top, low, by, plain):
+def lane_differences(kind, e, raw, rows, top, low, by, short, plain):
     """(x - m) / t of a number of each row in its place, its error to raw."""
     apart()
     zero = number(kind, 0.0)
     if plain:
         for c in range(rows):
-            d, error = difference(larger(take(e, c), take(low, c)), take(top, c))
+            d, error = unit_apart_from(kind, take(e, c), take(top, c), take(low, c), zero)
             put(e, c, d)
             put(raw, c, error)
     else:
         for c in range(rows):
-            d, error = apart_from(kind, take(e, c), take(top, c), take(by, c), take(low, c), zero)
+            d, error = apart_from(kind, take(e, c), take(top, c), take(by, c), take(short, c), take(low, c), zero)
             put(e, c, d)
             put(raw, c, error)
 
@@ -253,18 +256,21 @@ def lane_states(kind, e, step, raw, lanes, rows, n, ts, m, r):
     lane_fill(kind, nans, rows, 0.0)
     for i in range(0, n, 4):
         four_peaks(kind, past(e, i * step), step, rows, top, nans)
+    short = past(lanes, 4 * LANES)
     plain, odd = True, False
     for c in range(rows):
         t = ts[c]
         m[c] = np.float64(top[c]) if nans[c] == number(kind, 0.0) else nan
         if ordinary(kind, m[c], t):
-            low[c], by[c] = lowest(kind, m[c], t), number(kind, t)
+            low[c] = lowest(kind, m[c], t)
+            by[c], more = two_parts(kind, t)
+            short[c] = more / by[c]
             plain = plain and t == 1.0
         else:
-            top[c] = low[c] = by[c] = number(kind, 1.0)
+            top[c] = low[c] = by[c] = short[c] = number(kind, 1.0)
             odd = True
     for i in range(fours(n)):
-        lane_differences(kind, past(e, i * step), past(raw, i * step), rows, top, low, by, plain)
+        lane_differences(kind, past(e, i * step), past(raw, i * step), rows, top, low, by, short, plain)
     exps_of_all(kind, e, raw, fours(n) * step)
     s, ones = nans, past(lanes, 4 * LANES)
     lane_fill(kind, s, rows, 0.0)
@@ -281,8 +287,7 @@ def lane_times_all(kind, e, step, lanes, rows, n, factors):
     """Each row times its factor, whose own rounding is made good."""
     by, more = lanes, past(lanes, LANES)
     for c in range(rows):
-        by[c] = number(kind, factors[c])
-        more[c] = number(kind, factors[c] - np.float64(by[c]))
+        by[c], more[c] = two_parts(kind, factors[c])
     for i in range(n):
         lane_times(kind, past(e, i * step), rows, by, more)
 
@@ -306,16 +311,14 @@ def _state_in_place(kind, memory, start, e, n, t):
 @inlined
 def times(kind, e, n, factor):
     """e · factor, the factor's own rounding made good."""
-    by = number(kind, factor)
-    more = number(kind, factor - np.float64(by))
+    by, more = two_parts(kind, factor)
     for i in range(n):
         e[i] = fma(e[i], by, e[i] * more)
 
 
 @inlined
 def write_times(kind, memory, start, e, n, factor):
-    by = number(kind, factor)
-    more = number(kind, factor - np.float64(by))
+    by, more = two_parts(kind, factor)
     for i in range(n):
         memory[start + i] = narrow(kind, fma(e[i], by, e[i] * more))
 
