@@ -70,6 +70,7 @@ def test_an_unknown_conforming_array_is_served():
     for got, want in [
         (softxp.softmax(Boxed(X)), softxp.softmax(X)),
         (softxp.log_softmax(Boxed(X.T), axis=0), softxp.log_softmax(X.T, axis=0)),
+        (softxp.entmax(Boxed(X)), softxp.entmax(X)),
         (softxp.logsumexp(Boxed(X)), softxp.logsumexp(X)),
         (softxp.logcumsumexp(Boxed(X)), softxp.logcumsumexp(X)),
         (softxp.cross_entropy(Boxed(X), labels), softxp.cross_entropy(X, labels)),

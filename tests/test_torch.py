@@ -31,6 +31,13 @@ DERIVATIVES = {
     "softmax": (lambda x, t: softxp.softmax(x, temperature=t, where=MASK), randn(4, 7), rand(4, 1)),
     "softmax over two axes": (lambda x: softxp.softmax(x, axis=(0, 1)), randn(4, 7)),
     "log_softmax": (lambda x, t: softxp.log_softmax(x, temperature=t), randn(4, 7), rand(4, 1)),
+    "sparsemax": (lambda x, t: softxp.sparsemax(x, temperature=t, where=MASK), randn(4, 7), rand(4, 1)),
+    "entmax": (lambda x, t: softxp.entmax(x, temperature=t), randn(4, 7), rand(4, 1)),
+    "entmax, alpha": (
+        lambda x, a: softxp.entmax(x, alpha=1 + a, where=MASK),
+        randn(4, 7),
+        rand(4, 1, seed=5),
+    ),
     "logsumexp": (lambda x: softxp.logsumexp(x, axis=1, where=MASK), randn(4, 7)),
     "logsumexp, b": (
         lambda x, b: softxp.logsumexp(x, b=b, axis=1, return_sign=True)[0],

@@ -84,7 +84,13 @@ MAPS = {
 }
 
 
-SPARSE = {"plain": _plain, "where": _where}
+def _alphas(x: Any, dtype: str) -> Options:
+    alphas = np.resize([1.0, 1.5, 1.25, 2.0, 1.0625, 3.0, 1.75, 1.5], (x.shape[0], 1))
+    return {"alpha": alphas, "temperature": np.where(np.arange(x.shape[0])[:, None] % 3 == 1, 1.75, 1.0)}
+
+
+SPARSEMAX = {"plain": _plain, "where": _where}
+ENTMAX = {"plain": _plain, "alpha=1.25": lambda x, dtype: {"alpha": 1.25}, "alpha and T per row": _alphas}
 
 
 def _factors(signed: bool) -> Callable[[Any, str], Options]:
@@ -201,9 +207,8 @@ CASES = {
              {"plain": _plain, "reverse": lambda x, dtype: {"reverse": True}}),
         Case("cross_entropy", "log", oracle.cross_entropy, oracle.cross_entropy_vjp, oracle.cross_entropy_jvp, LOSSES,
              reduces=True, quick=("plain", "weighted mean")),
-        # not softxp's yet: asked of those who have them
-        Case("sparsemax", "map", oracle.sparsemax, oracle.sparsemax_vjp, oracle.sparsemax_jvp, SPARSE,
+        Case("sparsemax", "map", oracle.sparsemax, oracle.sparsemax_vjp, oracle.sparsemax_jvp, SPARSEMAX,
              unsure=("ties",)),
-        Case("entmax", "map", oracle.entmax, oracle.entmax_vjp, oracle.entmax_jvp, SPARSE, unsure=("ties",)),
+        Case("entmax", "map", oracle.entmax, oracle.entmax_vjp, oracle.entmax_jvp, ENTMAX, unsure=("ties",)),
     )
 }  # fmt: skip

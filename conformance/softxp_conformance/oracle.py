@@ -284,76 +284,132 @@ def logcumsumexp_jvp(x: Any, v: Any, *, reverse: bool = False) -> Truth:
 
 # --- sparse projections ----------------------------------------------------------------------------------------------
 # Martins & Astudillo 2016, arXiv:1602.02068 (sparsemax); Peters, Niculae & Martins 2019, doi:10.18653/v1/P19-1146 (alpha =
-# 1.5). z is x - max, or half of it; the threshold tau is found among the sorted z, and what lies above it has the mass.
+# 1.5, and the others). For alpha 2 and 1.5, z is d = (x - max) / T, or half of it; the threshold tau is found among the
+# sorted z, and what lies above it has the mass. For any other, p = (1 + s (d - c))^(1/s) with s = alpha - 1, exp(d - c) at
+# s = 0, and c by Newton's method from where bisection in float64 leaves it.
 
 
 @dataclass
 class Projection:
     row: Row
-    above: Number  # (rows, n) z - tau, 0 below the threshold
-    size: Any  # (rows, n) of the two numbers whose difference that is
+    p: Number
+    weights: Number  # p^(2 - alpha) where p has a share: the derivative is made of them
+    size: Any  # (rows, n) of the terms whose difference p is
 
 
-def _project(x: Any, where: Any, alpha: float) -> Projection:
-    row = take_apart(x, where)
-    z = num.where(row.d.hi > -3.0, row.d, -3.0) * (alpha - 1)  # nothing that far below the maximum has mass
-    z = num.where(row.broken, 0.0, z)
+def _project(x: Any, where: Any, temperature: Any, alpha: Any) -> Projection:
+    row = take_apart(x, where, temperature)
+    d = num.where(row.part & (row.d.hi > -1e4) & ~row.broken, row.d, -1e4)  # nothing that far below has mass
+    if np.ndim(alpha) == 0 and alpha in (1.5, 2):
+        p, weights, size = _sorted(row, d, alpha)
+    else:
+        p, weights, size = _solved(row, d, np.broadcast_to(np.asarray(alpha, float), (len(d.hi), 1)))
+    live = row.part & ~row.broken
+    p, weights = (num.where(row.broken, NAN, num.where(live, a, 0.0)) for a in (p, weights))
+    return Projection(row, p, weights, np.where(live, size, 0.0))
+
+
+def _sorted(row: Row, d: Number, alpha: float) -> tuple[Number, Number, Any]:
+    z = num.where(d.hi > -3.0, d, -3.0) * (alpha - 1)
     reach = max(1, int((z.hi > -1).sum(-1).max(initial=1)))
     order = np.argsort(-z.hi, -1, kind="stable")[:, :reach]
-    best = number(z.mapped(lambda a: np.take_along_axis(a, order, -1)))
+    best = z.mapped(lambda a: np.take_along_axis(a, order, -1))  # in the precision of the whole row
     k = np.arange(1.0, best.shape[1] + 1)
     mean = num.cumulative(best) / k
     if alpha == 2:
-        taus = mean - 1.0 / number(k)
+        taus = (num.cumulative(best) - 1.0) / k
     else:
         rest = (1.0 - (num.cumulative(best * best) - mean * mean * k)) / k
         taus = mean - num.sqrt(num.where(rest.hi > 0, rest, 0.0))
     last = np.maximum(((best - taus).hi > 0).sum(-1, keepdims=True), 1) - 1
     tau = taus.mapped(lambda a: np.take_along_axis(a, last, -1))
-    above = z - tau
-    size = np.where(z.hi > -1, np.maximum(np.abs(z.hi), np.abs(tau.hi)), 0.0)
-    return Projection(row, num.where(row.part & (above.hi > 0), above, 0.0), size)
+    above = num.where((z - tau).hi > 0, z - tau, 0.0)
+    size = np.where(z.hi > -1.5, np.maximum(np.abs(z.hi), np.abs(tau.hi)), 0.0)
+    if alpha == 2:
+        return above, num.where(above.hi > 0, 1.0, 0.0), size
+    return above * above, above, (2 * above.hi + 2.0**-20 * size) * size  # the square of a hardly known number, too
 
 
-def _share(a: Projection, alpha: float) -> Truth:
-    value = a.above if alpha == 2 else a.above * a.above
-    size = a.size if alpha == 2 else 2 * a.above.hi * a.size
-    return Truth(num.where(a.row.broken, NAN, value), size, a.row.gap())
+def _power(base: Number, exponent: Any) -> Number:
+    return num.exp(num.log(base) * exponent)
 
 
-def _share_product(x: Any, v: Any, where: Any, alpha: float) -> Truth:
-    """s (v - Σ s v / Σ s), with s = 1 on the support for sparsemax, z - tau for alpha = 1.5. Its own transpose."""
-    a = _project(x, where, alpha)
-    s = num.where(a.above.hi > 0, 1.0, 0.0) if alpha == 2 else a.above
-    mass = num.total(s)
+def _solved(row: Row, d: Number, alpha: Any) -> tuple[Number, Number, Any]:
+    s = alpha - 1
+    some = np.where(s == 0, 1.0, s)
+
+    def plainly(c: Any) -> Any:
+        base = np.maximum(1 + some * (d.hi - c), 0)
+        return np.where(s == 0, np.exp(d.hi - c), base ** (1 / some)).sum(-1, keepdims=True)
+
+    low, high = np.zeros(s.shape), np.full(s.shape, 50.0)
+    for _ in range(80):
+        c = (low + high) / 2
+        more = plainly(c) > 1
+        low, high = np.where(more, c, low), np.where(more, high, c)
+
+    def at(c: Number) -> tuple[Number, Number, Any]:
+        u = d - c
+        base = u * s + 1.0
+        inside = np.where(s == 0, True, base.hi > 0) & row.part
+        base = num.where(inside & (s != 0), base, 1.0)
+        p = num.where(inside, num.where(s == 0, num.exp(u), _power(base, 1 / number(some))), 0.0)
+        p_some = num.where(inside & (p.hi > 0), p, 1.0)
+        return p, num.where(inside & (p.hi > 0), _power(p_some, 1 - number(s)), 0.0), inside
+
+    c = number(low)
+    for _ in range(3):
+        p, weights, _ = at(c)
+        mass = num.total(weights)
+        c = c + (num.total(p) - 1.0) / num.where(mass.hi == 0, 1.0, mass)
+    p, weights, inside = at(c)
+    return p, weights, weights.hi * np.maximum(np.abs(np.where(inside, d.hi, 0.0)), np.abs(c.hi))
+
+
+def _share(a: Projection) -> Truth:
+    return Truth(a.p, a.size, a.row.gap())
+
+
+@quiet
+def entmax(x: Any, *, where: Any = None, temperature: Any = 1.0, alpha: Any = 1.5) -> Truth:
+    return _share(_project(x, where, temperature, alpha))
+
+
+@quiet
+def entmax_vjp(x: Any, ct: Any, *, where: Any = None, temperature: Any = 1.0, alpha: Any = 1.5) -> Truth:
+    """w (v - Σ w v / Σ w) with the weights w. Its own transpose."""
+    a = _project(x, where, temperature, alpha)
+    w, v, t = a.weights, number(ct), np.where(a.row.frozen, 1.0, a.row.t)
+    mass = num.total(w)
     mass = num.where(mass.hi == 0, 1.0, mass)
-    g = s * (number(v) - num.total(s * v) / mass)
-    size = s * (np.abs(v) + num.total(s * np.abs(v)) / mass) + np.abs(v) * (0.0 if alpha == 2 else a.size)
-    return Truth(_settle(a.row, g, where), size.hi, a.row.gap())
+    g = w * (v - num.total(w * v) / mass) / t
+    size = w * (np.abs(ct) + num.total(w * np.abs(ct)) / mass)
+    felt = np.abs(ct) * _felt(a, alpha)  # how a weight's own error shows
+    return Truth(_settle(a.row, g, where), (size.hi + felt) / t, a.row.gap())
+
+
+def _felt(a: Projection, alpha: Any) -> Any:
+    w, p = a.weights.hi, a.p.hi
+    return np.abs(2 - np.asarray(alpha)) * np.where(p > 0, w / np.where(p > 0, p, 1.0), 0.0) * a.size
 
 
 @quiet
-def sparsemax(x: Any, *, where: Any = None) -> Truth:
-    return _share(_project(x, where, 2), 2)
+def entmax_jvp(x: Any, v: Any, *, where: Any = None, temperature: Any = 1.0, alpha: Any = 1.5) -> Truth:
+    """An answer that is NaN moves by NaN, whether its entry takes part or not."""
+    truth = entmax_vjp(x, v, where=where, temperature=temperature, alpha=alpha)
+    return Truth(num.where(take_apart(x, where, temperature).broken, NAN, truth.value), truth.scale, truth.gap)
 
 
-@quiet
-def sparsemax_vjp(x: Any, ct: Any, *, where: Any = None) -> Truth:
-    return _share_product(x, ct, where, 2)
+def sparsemax(x: Any, *, where: Any = None, temperature: Any = 1.0) -> Truth:
+    return entmax(x, where=where, temperature=temperature, alpha=2)
 
 
-@quiet
-def entmax(x: Any, *, where: Any = None) -> Truth:
-    """For alpha = 1.5."""
-    return _share(_project(x, where, 1.5), 1.5)
+def sparsemax_vjp(x: Any, ct: Any, *, where: Any = None, temperature: Any = 1.0) -> Truth:
+    return entmax_vjp(x, ct, where=where, temperature=temperature, alpha=2)
 
 
-@quiet
-def entmax_vjp(x: Any, ct: Any, *, where: Any = None) -> Truth:
-    return _share_product(x, ct, where, 1.5)
-
-
-sparsemax_jvp, entmax_jvp = sparsemax_vjp, entmax_vjp
+def sparsemax_jvp(x: Any, v: Any, *, where: Any = None, temperature: Any = 1.0) -> Truth:
+    return entmax_jvp(x, v, where=where, temperature=temperature, alpha=2)
 
 
 # --- cross-entropy ---------------------------------------------------------------------------------------------------

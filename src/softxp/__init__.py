@@ -12,12 +12,14 @@ from ._backends import register
 from ._backends._threads import set_num_threads
 from ._backends._warm import use_kernels, warmup
 from .core import cross_entropy, log_softmax, logcumsumexp, logmeanexp, logsumexp, softmax
+from .sparse import entmax, sparsemax
 from .transform import jvp, value_and_grad, vjp
 
 __version__ = _version("softxp")
 
 __all__ = [
     "cross_entropy",
+    "entmax",
     "jvp",
     "log_softmax",
     "logcumsumexp",
@@ -26,6 +28,7 @@ __all__ = [
     "register",
     "set_num_threads",
     "softmax",
+    "sparsemax",
     "streaming",
     "use_kernels",
     "value_and_grad",

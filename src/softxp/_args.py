@@ -129,23 +129,50 @@ def mask(backend: Any, find: Any, where: Any, x: Any) -> Any:
 
 def temperature(backend: Any, find: Any, t: Any, x: Any, axis: tuple[int, ...]) -> Any:
     """A Python number, or an array with one value for each row."""
-    invalid = "temperature must be at least 0 (0 is the argmax limit, inf the uniform one)"
-    if isinstance(t, Real):
-        t = float(t)
-        if not t >= 0:
-            raise ValueError(f"{invalid}, got {t}.")
-        return t
-    t = array(backend, "temperature", companion(backend, find, "temperature", t, x))
-    broadcastable("temperature", t.shape, x.shape, "the array (repeat the array for several temperatures of one row)")
-    extra = x.ndim - t.ndim
-    if any(a >= extra and t.shape[a - extra] != 1 for a in axis):
+    return of_rows(
+        backend, find, "temperature", t, x, axis, lambda t: t >= 0,
+        "at least 0 (0 is the argmax limit, inf the uniform one)", "a negative or NaN entry",
+    )  # fmt: skip
+
+
+def alpha(backend: Any, find: Any, a: Any, x: Any, axis: tuple[int, ...]) -> Any:
+    return of_rows(
+        backend, find, "alpha", a, x, axis, lambda a: (a >= 1) & (a < float("inf")),
+        "at least 1 and finite (1 is softmax, 2 sparsemax)", "an entry below 1, infinite or NaN",
+    )  # fmt: skip
+
+
+def of_rows(
+    backend: Any,
+    find: Any,
+    name: str,
+    value: Any,
+    x: Any,
+    axis: tuple[int, ...],
+    valid: Any,
+    meaning: str,
+    otherwise: str,
+) -> Any:
+    """A Python number, or an array with one value for each row."""
+    if isinstance(value, Real):
+        value = float(value)
+        if not valid(value):
+            raise ValueError(f"{name} must be {meaning}, got {value}.")
+        return value
+    value = array(backend, name, companion(backend, find, name, value, x))
+    broadcastable(name, value.shape, x.shape, f"the array (repeat the array for several {name}s of one row)")
+    extra = x.ndim - value.ndim
+    if any(a >= extra and value.shape[a - extra] != 1 for a in axis):
+        remedy = "put a size-1 axis there"
+        if name == "temperature":
+            remedy += ", or scale the entries of a row yourself before the call"
         raise ValueError(
-            f"temperature must be one number for each row: size 1 along axis {axis} of shape {tuple(x.shape)}, got shape "
-            f"{tuple(t.shape)}; put a size-1 axis there, or scale the entries of a row yourself before the call."
+            f"{name} must be one number for each row: size 1 along axis {axis} of shape {tuple(x.shape)}, got shape "
+            f"{tuple(value.shape)}; {remedy}."
         )
-    if backend.look(~(t >= 0)):
-        raise ValueError(f"{invalid}, got an array with a negative or NaN entry.")
-    return t
+    if backend.look(~valid(value)):
+        raise ValueError(f"{name} must be {meaning}, got an array with {otherwise}.")
+    return value
 
 
 def number(name: str, value: Any, low: float, high: float, meaning: str) -> float:

@@ -141,6 +141,13 @@ def whole_rows(xp, x, axis, temperature, exact):
 
 def spread(xp, x, m, temperature, exact):
     """top, d and e of `Rows`, from x and its rows' maximum."""
+    top, d, error = distances(xp, x, m, temperature, exact)
+    e = xp.exp(d)
+    return top, d, e if error is None else e + e * error
+
+
+def distances(xp, x, m, temperature, exact):
+    """top and d of `Rows`, and what rounding took from d (None where the arithmetic is wider than x)."""
     low, zero = xp.full_like(m, -INF), xp.zeros_like(m)
     centre = xp.where(xp.isfinite(m), m, zero)  # -inf - (-inf) is nan: a row with nothing in it shifts by 0
     # beside +inf all else is -inf; beside nan all is nan
@@ -180,9 +187,7 @@ def spread(xp, x, m, temperature, exact):
 
     top = x == peak
     # an ordinary top is 0 by itself, which lets an autograd that differentiates these very lines see it move
-    d = xp.where(top & hard, zero, xp.minimum(d, ceiling))
-    e = xp.exp(d)
-    return top, d, e if error is None else e + e * error
+    return top, xp.where(top & hard, zero, xp.minimum(d, ceiling)), error
 
 
 def rest(xp, top, d, e, axis):
@@ -663,6 +668,17 @@ def reduce_rows(xp, t, loss, normalizer, reduction, axis):
     return drop(xp, a / norm, everything), a, norm
 
 
+def reduce_rows_adjoint(xp, ct, zero, numerator, norm, normalizer, reduction, axis):
+    """The cotangents of each row's s · loss and of its s · weight (None where the weights do not matter)."""
+    if reduction == "none":
+        return keep(xp, ct, axis), None
+    alpha = zero + ct
+    if reduction == "sum":
+        return alpha, None
+    alpha = alpha / norm
+    return alpha, -alpha * (numerator / norm) if normalizer is None else None
+
+
 def temper(m, temperature):
     return m if isinstance(temperature, (int, float)) and temperature == 1 else m / temperature
 
@@ -741,15 +757,7 @@ def cross_entropy_vjp(call, xp, ct, y, wanted, x, labels, *, compute, dtype, **o
     t, axis, reduction = p.t, options["axis"], options["reduction"]
     ct = cast(xp, ct, compute)
     zero = xp.zeros_like(p.loss)
-    beta = None  # the cotangent of each row's s · weight, as alpha is that of its s · loss
-    if reduction == "none":
-        alpha = keep(xp, ct, axis)
-    else:
-        alpha = zero + ct
-        if reduction == "mean":
-            alpha = alpha / p.norm
-            if options["normalizer"] is None:
-                beta = -alpha * (p.numerator / p.norm)
+    alpha, beta = reduce_rows_adjoint(xp, ct, zero, p.numerator, p.norm, options["normalizer"], reduction, axis)
     f = alpha if t.s is None else alpha * t.s
     g = None if beta is None else beta if t.s is None else beta * t.s
 

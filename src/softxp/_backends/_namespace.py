@@ -37,9 +37,9 @@ def blocked(add: Callable[..., Any], reshape: Callable[..., Any]) -> Callable[..
 
 # Every function that a formula may use: what a namespace must offer to be served.
 USED = [
-    "abs", "arange", "asarray", "astype", "bool", "concat", "exp", "expand_dims", "expm1", "flip", "float32",
-    "float64", "full_like", "int64", "isfinite", "log", "log1p", "max", "maximum", "minimum", "ones_like",
-    "permute_dims", "reshape", "sign", "squeeze", "stack", "sum", "tanh", "where", "zeros_like",
+    "abs", "arange", "asarray", "astype", "bool", "concat", "cumulative_sum", "exp", "expand_dims", "expm1", "flip",
+    "float32", "float64", "full_like", "int64", "isfinite", "log", "log1p", "max", "maximum", "minimum", "ones_like",
+    "permute_dims", "reshape", "sign", "sort", "sqrt", "squeeze", "stack", "sum", "tanh", "where", "zeros_like",
 ]  # fmt: skip
 
 
@@ -48,6 +48,8 @@ def careful(xp: Any, **instead: Any) -> SimpleNamespace:
     names = {name: getattr(xp, name) for name in USED if hasattr(xp, name)}
     if "astype" not in names:  # older than the standard's 2022 edition
         names["astype"] = lambda x, dtype: x.astype(dtype)
+    if "cumulative_sum" not in names:  # older than 2023.12; who sorts adds up along the way
+        names.pop("sort", None)
     if hasattr(xp, "float16"):
         names["float16"] = xp.float16
     if hasattr(xp, "bfloat16"):

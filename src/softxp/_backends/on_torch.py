@@ -33,7 +33,15 @@ def _expm1(x: Any) -> Any:
 
 
 # torch adds in a cascade, so its own sum serves; its vmap of a backward knows cat but not its alias concat (torch 2.13)
-XP = careful(compat, sum=compat.sum, concat=torch.cat, expm1=_expm1)
+XP = careful(
+    compat,
+    sum=compat.sum,
+    concat=torch.cat,
+    expm1=_expm1,
+    # the wrapped ones look things up in a cache, which torch.compile does not follow
+    sort=lambda x, axis: torch.sort(x, dim=axis).values,
+    cumulative_sum=lambda x, axis: torch.cumsum(x, dim=axis),
+)
 
 
 # --- tensors in the memory of the host, as the row kernels see them -----------------------------------------------------
