@@ -175,7 +175,7 @@ def beside(g, view):
 
 @called
 def read_rows(kind, g, view, row, rows, begin, n, e, e_beside, e_step, raw):
-    """n numbers of each of these rows, to e[c * e_beside + i * e_step]."""
+    """n numbers of each of these rows, to e[c * e_beside + i * e_step]: row after row (e_step 1), or side by side."""
     apart()
     step, by = g[view + 3], beside(g, view)
     c = 0
