@@ -49,9 +49,9 @@ from .tiles import (
 # their tiles, `count` apart; m, r: their states; log, d: log1p(r) and the distance of their label; factor: what they are
 # finished with; x: a tile of one of them; p, q: a whole row in float64, with `keep`, which says that all exps stay in e
 #
-# ws holds a tile's r until `join` makes it the tile's weight (short rows: first their temperatures). raw holds bits on the way
-# to memory, the errors of short rows' differences, or, where exps wait in the answer, the tile they are made in: never two at
-# once, since bits that are not the arithmetic's own numbers never wait.
+# ws holds a tile's r until `join` makes it the tile's weight (short rows: first their temperatures). raw holds bits on the
+# way to memory, the errors of short rows' differences, or, where exps wait in the answer, the tile they are made in: never
+# two at once, since bits that are not the arithmetic's own numbers never wait.
 Block = namedtuple("Block", "e beside step raw width lanes ms ws count m r log d factor x p q keep")
 
 
