@@ -382,6 +382,42 @@ def test_half_conversions_are_exact():
         np.testing.assert_array_equal(narrow(between), between.astype(np.float16))
 
 
+@pytest.mark.parametrize("instructions", [True, False])
+def test_half_conversions_of_the_kernels_are_exact(instructions, monkeypatch):
+    """By the processor's instructions for them, where it has them, and by bits."""
+    from numba import njit
+
+    from softxp._kernels import arithmetic as a
+
+    if instructions and not a.HALVES:
+        pytest.skip("this processor has no instructions for float16")
+    monkeypatch.setattr(a, "HALVES", instructions)
+    half = np.uint16(0)
+
+    wide, narrow = njit(a._wide(a.HALF, None)), njit(a._narrow(a.HALF, None))
+
+    @njit
+    def there(bits, out):
+        for i in range(len(bits)):
+            out[i] = wide(half, bits[i])
+
+    @njit
+    def back(numbers, out):
+        for i in range(len(numbers)):
+            out[i] = narrow(half, numbers[i])
+
+    h = np.arange(65536, dtype=np.uint16)
+    e, want = np.empty(65536, np.float32), h.view(np.float16).astype(np.float32)
+    there(h, e)
+    np.testing.assert_array_equal(e, want)
+    f = np.random.default_rng(0).integers(0, 2**32, 400_000, dtype=np.uint32).view(np.float32)
+    f = np.concatenate([f, want, (want[:31743] + want[1:31744]) / 2])  # ties
+    got = np.empty(len(f), np.uint16)
+    back(f, got)
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(got.view(np.float16), f.astype(np.float16))
+
+
 # --- threads -------------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import njit as _njit
 from numba import types, version_info
 from numba.core.compiler import Compiler
@@ -133,6 +134,29 @@ def bits(typing: Any, value: Any) -> Any:
         return builder.bitcast(args[0], context.get_value_type(to))
 
     return to(value), lower
+
+
+HALVES = bool(get_host_cpu_features().get("f16c"))  # instructions for float16, in vectors
+
+
+@intrinsic
+def from_half(typing: Any, bits_of_half: Any) -> Any:
+    """The bits of a float16 as a float32."""
+
+    def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(bits_of_half), lower
+
+
+@intrinsic
+def to_half(typing: Any, number: Any) -> Any:
+    """A float32 as the bits of the nearest float16, ties to even."""
+
+    def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(number), lower
 
 
 @intrinsic

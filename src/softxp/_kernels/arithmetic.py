@@ -15,7 +15,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from ._numba import EXACTLY, bits, fma, inlined, larger
+from ._numba import EXACTLY, HALVES, bits, fma, from_half, inlined, larger, to_half
 
 HALF, BFLOAT, SINGLE, EXACT, DOUBLE = types.uint16, types.int16, types.float32, types.uint32, types.float64
 NARROW = (HALF, BFLOAT)
@@ -78,6 +78,8 @@ _2_112, _EXPONENT, _LOW15 = np.float32(2.0**112), np.int32(0x7F800000), np.int32
 
 @overload(wide, jit_options=EXACTLY)
 def _wide(kind, v):
+    if kind == HALF and HALVES:
+        return lambda kind, v: from_half(v)
     if kind == HALF:
 
         def half(kind, v):
@@ -101,6 +103,8 @@ def narrow(kind, y):
 
 @overload(narrow, jit_options=EXACTLY)
 def _narrow(kind, y):
+    if kind == HALF and HALVES:
+        return lambda kind, y: to_half(y)
     if kind == HALF:
 
         def half(kind, y):
