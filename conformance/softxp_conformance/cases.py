@@ -90,7 +90,7 @@ def _alphas(x: Any, dtype: str) -> Options:
 
 
 SPARSEMAX = {"plain": _plain, "where": _where}
-ENTMAX = {"plain": _plain, "alpha=1.25": lambda x, dtype: {"alpha": 1.25}, "alpha and T per row": _alphas}
+ENTMAX = {"plain": _plain, "alpha and T per row": _alphas}
 
 
 def _factors(signed: bool) -> Callable[[Any, str], Options]:
