@@ -278,7 +278,7 @@ def sparsemax(x: Any, /, *, axis: Axis = -1, where: Any = None, temperature: Any
     >>> softxp.sparsemax(np.asarray([2.0, 1.2, 0.5, -0.3]))
     array([0.9, 0.1, 0. , 0. ])
     >>> softxp.sparsemax(np.asarray([2.0, 1.2, 0.5, -0.3]), temperature=2.0).round(3)
-    array([0.717, 0.317, 0.   , 0.   ])
+    array([0.7, 0.3, 0. , 0. ])
     """
     return call(SPARSEMAX, x, axis, where, temperature, dtype)
 
@@ -324,9 +324,11 @@ def entmax(
     >>> import numpy as np, softxp
     >>> x = np.asarray([2.0, 1.2, 0.5, -0.3])
     >>> softxp.entmax(x).round(3)
-    array([0.737, 0.21 , 0.012, 0.   ])
+    array([0.762, 0.223, 0.015, 0.   ])
     >>> alphas = np.asarray([[1.0], [1.5], [2.0]])
     >>> softxp.entmax(np.stack([x, x, x]), alpha=alphas).round(3)
-    array([[0.]])
+    array([[0.564, 0.253, 0.126, 0.057],
+           [0.762, 0.223, 0.015, 0.   ],
+           [0.9  , 0.1  , 0.   , 0.   ]])
     """
     return call(ENTMAX, x, alpha, axis, where, temperature, dtype)
