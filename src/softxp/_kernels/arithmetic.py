@@ -233,25 +233,22 @@ def quotient(x, m, t, short, zero):
 
 
 def apart_from(kind, x, m, t, short, low, zero):
-    """(x - m) / t for x <= m, not NaN, and its error where it is kept. What lies below `low` counts as if it lay there."""
+    """(x - m) / t for x <= m, not NaN, and its error where it is kept; x - m where t is None.
+
+    What lies below `low` counts as if it lay there.
+    """
 
 
 @overload(apart_from, jit_options=EXACTLY)
 def _apart_from(kind, x, m, t, short, low, zero):
-    if kind in NARROW or kind == EXACT:
+    inexact = kind in NARROW or kind == EXACT
+    if t == types.none:
+        if inexact:
+            return lambda kind, x, m, t, short, low, zero: (larger(x, low) - m, zero)
+        return lambda kind, x, m, t, short, low, zero: difference(larger(x, low), m)
+    if inexact:
         return lambda kind, x, m, t, short, low, zero: ((larger(x, low) - m) / t, zero)
     return lambda kind, x, m, t, short, low, zero: quotient(larger(x, low), m, t, short, zero)
-
-
-def unit_apart_from(kind, x, m, low, zero):
-    """The same at temperature 1."""
-
-
-@overload(unit_apart_from, jit_options=EXACTLY)
-def _unit_apart_from(kind, x, m, low, zero):
-    if kind in NARROW or kind == EXACT:
-        return lambda kind, x, m, low, zero: (larger(x, low) - m, zero)
-    return lambda kind, x, m, low, zero: difference(larger(x, low), m)
 
 
 @inlined

@@ -14,6 +14,7 @@ from .memory import (
     MASK,
     SHORT,
     TILE,
+    WAITS,
     WEIGHTS,
     M,
     N,
@@ -91,8 +92,10 @@ def block(kind, g, lanes, memory, keep):
 
 
 @inlined
-def onto(kind, g, row, b):
-    """The block with the answer of its rows, from this one on, as room for their exps."""
+def home(kind, g, row, b):
+    """The block with room for the exps of its rows, from this one on: where exps wait in the answer, that."""
+    if g[WAITS] == 0:
+        return b
     e = past(at(g[Y], number(kind, 0.0)), inner(g, Y, row))
     beside, step = (b.beside, 1) if g[Y + 3] == 1 else (1, g[Y + 3])
     return Block(
@@ -189,6 +192,13 @@ def times_rows(kind, b, tile, rows, n):
     else:
         for c in range(rows):
             times(kind, past(tile, c * b.beside), n, b.factor[c])
+
+
+@inlined
+def hand_over(kind, g, row, rows, begin, n, tile, b):
+    """A finished tile of these rows to the answer, if it is not there already."""
+    if g[WAITS] == 0:
+        write_rows(kind, g, row, rows, begin, n, tile, b.beside, b.step, b.raw)
 
 
 @inlined

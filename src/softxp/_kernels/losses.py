@@ -6,7 +6,7 @@ import numpy as np
 
 from ._numba import at, inlined, kernel, larger, past
 from .arithmetic import expm1_double, number, wide
-from .block import block, exps_of, frozen, mask_rows, onto, scratch, settle, share, times_rows
+from .block import block, exps_of, frozen, hand_over, home, mask_rows, scratch, settle, share, times_rows
 from .memory import (
     CAP,
     CLASS_WEIGHT,
@@ -31,7 +31,6 @@ from .memory import (
     read_row,
     temperature,
     together,
-    write_rows,
 )
 from .tiles import add, distance, fill, peak
 from .whole import index_of, inner_product, probabilities, read_whole, total, total_but, write_whole, write_zeros
@@ -124,8 +123,7 @@ def cross_entropy(kind, g, f, start, stop, first, last):
     row = start
     while row < stop:
         rows = together(g, row, stop, lanes)
-        there = g[WAITS] != 0
-        h = onto(kind, g, row, b) if there else b
+        h = home(kind, g, row, b)
         settle(kind, g, f, row, rows, h)
         label_distances(kind, g, f, row, rows, h)
         if first == 0:
@@ -135,8 +133,7 @@ def cross_entropy(kind, g, f, start, stop, first, last):
                 n = min(TILE, g[N] - k * TILE)
                 tile = exps_of(kind, g, f, row, rows, k, h)
                 label_gradients(kind, g, f, row, rows, k, n, tile, h)
-                if not there:
-                    write_rows(kind, g, row, rows, k * TILE, n, tile, h.beside, h.step, h.raw)
+                hand_over(kind, g, row, rows, k * TILE, n, tile, h)
         row += rows
     memory[0] = 0.0
 

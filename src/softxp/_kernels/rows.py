@@ -14,7 +14,7 @@ from numba import types
 
 from ._numba import KERNELS, apart, at, called, inlined, kernel, past, put, take
 from .arithmetic import BFLOAT, DOUBLE, EXACT, HALF, SINGLE, far, number
-from .block import block, exps_of, frozen, mask_rows, onto, scratch, settle, share, states, times_rows
+from .block import block, exps_of, frozen, hand_over, home, mask_rows, scratch, settle, share, states, times_rows
 from .losses import cross_entropy, row_weights, soft_cross_entropy  # noqa: F401, the other kernels
 from .memory import (
     FACTOR,
@@ -41,7 +41,6 @@ from .memory import (
     turn_in,
     turn_out,
     write,
-    write_rows,
 )
 from .tiles import (
     corners,
@@ -84,7 +83,7 @@ def row_states(kind, g, f, start, stop, first, last):
             for c in range(rows):
                 out_m[row + c], out_r[row + c] = b.m[c], b.r[c]
         else:
-            states(kind, g, f, row, rows, first, last, onto(kind, g, row, b) if g[WAITS] != 0 else b)
+            states(kind, g, f, row, rows, first, last, home(kind, g, row, b))
             for c in range(rows):
                 for k in range(first, last):
                     here = c * b.count + k
@@ -112,14 +111,13 @@ def softmax(kind, g, f, start, stop, first, last):
     row = start
     while row < stop:
         rows = together(g, row, stop, lanes)
-        there = g[WAITS] != 0
-        h = onto(kind, g, row, b) if there else b
+        h = home(kind, g, row, b)
         settle(kind, g, f, row, rows, h)
         for k in range(first, last):
             begin = k * TILE
             n = min(TILE, g[N] - begin)
             tile = exps_of(kind, g, f, row, rows, k, h)
-            if not there and rows == 1 and h.step == 1 and g[FACTOR] == 0 and g[Y + 3] == 1:
+            if g[WAITS] == 0 and rows == 1 and h.step == 1 and g[FACTOR] == 0 and g[Y + 3] == 1:
                 write_times(kind, at(g[Y], kind), inner(g, Y, row) + begin, tile, n, share(h, 0, k))
                 continue
             for c in range(rows):
@@ -130,8 +128,7 @@ def softmax(kind, g, f, start, stop, first, last):
             times_rows(kind, h, tile, rows, n)
             if g[FACTOR] != 0:
                 mask_rows(kind, g, h, row, rows, begin, n, tile)
-            if not there:
-                write_rows(kind, g, row, rows, begin, n, tile, h.beside, h.step, h.raw)
+            hand_over(kind, g, row, rows, begin, n, tile, h)
         row += rows
     memory[0] = 0.0
 
@@ -242,7 +239,7 @@ def log_softmax(kind, g, f, start, stop, first, last):
             else:
                 for c in range(rows):
                     logs(kind, past(b.e, c * b.width), n, b.m[c], b.r[c], temperature(g, f, row + c))
-            write_rows(kind, g, row, rows, begin, n, b.e, b.beside, b.step, b.raw)
+            hand_over(kind, g, row, rows, begin, n, b.e, b)
         row += rows
     memory[0] = 0.0
 

@@ -21,7 +21,6 @@ from .arithmetic import (
     quotient,
     reach,
     two_parts,
-    unit_apart_from,
 )
 from .memory import LANES, read
 
@@ -47,25 +46,8 @@ def summit(kind, x, n):
 
 
 @summing
-def unit_exps(kind, x, e, n, m, low):
-    apart()
-    zero, one = number(kind, 0.0), number(kind, 1.0)
-    total = ones = 0.0
-    for begin in range(0, n, RUN):
-        s = c = zero
-        for i in range(begin, min(begin + RUN, n)):
-            d, error = unit_apart_from(kind, take(x, i), m, low, zero)
-            v = expo(kind, d, error)
-            put(e, i, v)
-            s += zero if v == one else v
-            c += one if v == one else zero
-        total += np.float64(s)
-        ones += np.float64(c)
-    return total, ones
-
-
-@summing
 def exps(kind, x, e, n, m, t, short, low):
+    """The sum of all exps that are not 1, and how many are; at temperature 1, t and short are None."""
     apart()
     zero, one = number(kind, 0.0), number(kind, 1.0)
     total = ones = 0.0
@@ -121,7 +103,7 @@ def state(kind, x, e, n, t):
     if not ordinary(kind, m, t):
         s, ones = corners(kind, x, e, 1, n, m, t)
     elif t == 1.0:
-        s, ones = unit_exps(kind, x, e, n, top, lowest(kind, m, t))
+        s, ones = exps(kind, x, e, n, top, None, None, lowest(kind, m, t))
     else:
         by, more = two_parts(kind, t)
         s, ones = exps(kind, x, e, n, top, by, more / by, lowest(kind, m, t))
@@ -204,7 +186,7 @@ def lane_differences(kind, e, raw, rows, top, low, by, short, plain):
     zero = number(kind, 0.0)
     if plain:
         for c in range(rows):
-            d, error = unit_apart_from(kind, take(e, c), take(top, c), take(low, c), zero)
+            d, error = apart_from(kind, take(e, c), take(top, c), None, None, take(low, c), zero)
             put(e, c, d)
             put(raw, c, error)
     else:
