@@ -175,6 +175,16 @@ def of_rows(
     return value
 
 
+def of_map(backend: Any, find: Any, x: Any, axis: Any, where: Any, temperature_: Any, dtype: Any) -> dict[str, Any]:
+    """The values of a function from rows to rows: softmax and its relatives."""
+    x = array(backend, "x", x)
+    axis = axes(axis, x.ndim)
+    dtype, compute = dtypes(backend, x, dtype)
+    where = mask(backend, find, where, x)
+    t = temperature(backend, find, temperature_, x, axis)
+    return dict(x=x, axis=axis, where=where, temperature=t, dtype=dtype, compute=compute)
+
+
 def number(name: str, value: Any, low: float, high: float, meaning: str) -> float:
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a Python number (static under jit), got {type(value).__name__}.")

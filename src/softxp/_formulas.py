@@ -255,23 +255,25 @@ def log_softmax_adjoint(xp, logp, p, ct, axis):
 
 
 def softmax_vjp(call, xp, ct, y, wanted, x, *, axis, where=None, temperature=1.0, dtype, compute):
-    p = probabilities(call, xp, y, x, axis, where, temperature, compute)
+    how = dict(x=x, axis=axis, where=where, temperature=temperature)
+    p = unrounded(call, xp, "softmax", y, compute, **how)
     gz = softmax_derivative(xp, p, cast(xp, ct, compute), axis)
     return to_inputs(xp, gz, None, wanted, x, None, axis, where, temperature, compute)
 
 
 def softmax_jvp(call, xp, y, tangents, x, *, axis, where=None, temperature=1.0, dtype, compute):
-    p = probabilities(call, xp, y, x, axis, where, temperature, compute)
+    how = dict(x=x, axis=axis, where=where, temperature=temperature)
+    p = unrounded(call, xp, "softmax", y, compute, **how)
     dz, t, _, frozen = from_inputs(xp, tangents, x, None, axis, where, temperature, compute)
     dy = softmax_derivative(xp, p, dz, axis, t)
     return cast(xp, xp.where(frozen, xp.zeros_like(dy), dy), dtype)
 
 
-def probabilities(call, xp, y, x, axis, where, temperature, compute):
+def unrounded(call, xp, name, y, compute, **values):
     """The answer itself, unless it was rounded to 16 bits: a derivative should not start from that."""
     if y.dtype in (xp.float32, xp.float64):
         return cast(xp, y, compute)
-    return call("softmax", x=x, axis=axis, where=where, temperature=temperature, dtype=compute, compute=compute)
+    return call(name, **values, dtype=compute, compute=compute)
 
 
 def log_softmax_vjp(call, xp, ct, y, wanted, x, *, axis, where=None, temperature=1.0, dtype, compute):
@@ -668,15 +670,11 @@ def reduce_rows(xp, t, loss, normalizer, reduction, axis):
     return drop(xp, a / norm, everything), a, norm
 
 
-def reduce_rows_adjoint(xp, ct, zero, numerator, norm, normalizer, reduction, axis):
-    """The cotangents of each row's s · loss and of its s · weight (None where the weights do not matter)."""
+def row_cotangent(xp, ct, norm, reduction, axis):
+    """The cotangent of each row's s · loss, from that of what they are reduced to; one number where it is all rows'."""
     if reduction == "none":
-        return keep(xp, ct, axis), None
-    alpha = zero + ct
-    if reduction == "sum":
-        return alpha, None
-    alpha = alpha / norm
-    return alpha, -alpha * (numerator / norm) if normalizer is None else None
+        return keep(xp, ct, axis)
+    return ct / norm if reduction == "mean" else ct
 
 
 def temper(m, temperature):
@@ -757,7 +755,10 @@ def cross_entropy_vjp(call, xp, ct, y, wanted, x, labels, *, compute, dtype, **o
     t, axis, reduction = p.t, options["axis"], options["reduction"]
     ct = cast(xp, ct, compute)
     zero = xp.zeros_like(p.loss)
-    alpha, beta = reduce_rows_adjoint(xp, ct, zero, p.numerator, p.norm, options["normalizer"], reduction, axis)
+    alpha = zero + row_cotangent(xp, ct, p.norm, reduction, axis)
+    beta = None  # the cotangent of each row's s · weight
+    if reduction == "mean" and options["normalizer"] is None:
+        beta = -alpha * (p.numerator / p.norm)
     f = alpha if t.s is None else alpha * t.s
     g = None if beta is None else beta if t.s is None else beta * t.s
 

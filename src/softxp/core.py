@@ -11,12 +11,7 @@ Axis = int | tuple[int, ...] | None
 
 
 def _map_values(backend: Any, x: Any, axis: Axis, where: Any, temperature: Any, dtype: Any) -> dict[str, Any]:
-    x = args.array(backend, "x", x)
-    axis = args.axes(axis, x.ndim)
-    dtype, compute = args.dtypes(backend, x, dtype)
-    where = args.mask(backend, find, where, x)
-    temperature = args.temperature(backend, find, temperature, x, axis)
-    return dict(x=x, axis=axis, where=where, temperature=temperature, dtype=dtype, compute=compute)
+    return args.of_map(backend, find, x, axis, where, temperature, dtype)
 
 
 def _reduction_values(

@@ -1,4 +1,4 @@
-"""sparsemax, entmax and their losses: softmax's relatives, whose small probabilities are exactly 0.
+"""sparsemax and entmax: softmax's relatives, whose small probabilities are exactly 0.
 
 One family, by the deformed exponential exp_s(u) = (1 + s u)₊^(1/s) with s = alpha - 1, which is exp at s = 0:
 
@@ -153,20 +153,16 @@ def jacobian_product(xp, p, v, alpha, axis, t=1.0):
     return w * (v - F.total(xp, shares(xp, w, axis) * v, axis)) / t
 
 
-def series(w, first, terms):
-    """Σ over k >= 2 of w^(k - 2) terms(k) / k!, to the last bit for |w| <= 1/2."""
-    coefficients, factorial = [], 1.0
-    for k in range(2, first):
-        factorial *= k
-        coefficients.append(terms(k) / factorial)
-    y = 0 * w + coefficients[-1]
-    for c in reversed(coefficients[:-1]):
-        y = y * w + c
-    return y
+def chi(w):
+    """(1 - e^-w - w) / w² by its series, to the last bit for |w| <= 1/2."""
+    y = 1
+    for k in range(17, 2, -1):
+        y = 1 - y * w / k
+    return -y / 2
 
 
 def alpha_slope(xp, p, alpha, axis):
-    """∂p/∂alpha: a_i - Σ a w_i / Σ w, where a_i = p_i log²p_i χ(s log p_i), χ(w) = (1 - e^-w - w) / w²."""
+    """∂p/∂alpha: a_i - Σ a w_i / Σ w, where a_i = p_i log²p_i χ(s log p_i)."""
     s = excess(xp, alpha, p.dtype)
     s = F.total(xp, xp.zeros_like(p), axis) + s
     inside = p > 0
@@ -176,36 +172,28 @@ def alpha_slope(xp, p, alpha, axis):
     near = xp.abs(w) <= 0.5
     ss = xp.where(near, xp.ones_like(w), s * s)
     far = -(xp.exp((1 - s) * log) - some + some * xp.where(near, xp.zeros_like(w), w)) / ss
-    close = some * log * log * series(xp.where(near, w, xp.zeros_like(w)), 18, lambda k: -1.0 if k % 2 == 0 else 1.0)
+    close = some * log * log * chi(xp.where(near, w, xp.zeros_like(w)))
     a = xp.where(inside, xp.where(near, close, far), p)
     return a - shares(xp, support_weights(xp, p, alpha), axis) * F.total(xp, a, axis)
 
 
-def frozen_rows(xp, x, axis, where, temperature, compute):
-    return F.scores(xp, x, None, axis, where, temperature, compute)[3]
-
-
-def answer(call, xp, y, x, how, compute):
-    """The answer itself, unless it was rounded to 16 bits."""
-    if y.dtype in (xp.float32, xp.float64):
-        return F.cast(xp, y, compute)
-    return call("entmax", x=x, dtype=compute, compute=compute, **how)
-
-
 def entmax_vjp(call, xp, ct, y, wanted, x, *, alpha, axis, where=None, temperature=1.0, dtype, compute):
-    p = answer(call, xp, y, x, dict(alpha=alpha, axis=axis, where=where, temperature=temperature), compute)
+    how = dict(x=x, alpha=alpha, axis=axis, where=where, temperature=temperature)
+    p = F.unrounded(call, xp, "entmax", y, compute, **how)
     ct = F.cast(xp, ct, compute)
     gz = jacobian_product(xp, p, ct, alpha, axis)
     out = F.to_inputs(xp, gz, None, wanted, x, None, axis, where, temperature, compute)
     if "alpha" in wanted:
         ga = F.total(xp, ct * alpha_slope(xp, p, alpha, axis), axis)
-        ga = xp.where(frozen_rows(xp, x, axis, where, temperature, compute), xp.zeros_like(ga), ga)
+        frozen = F.scores(xp, x, None, axis, where, temperature, compute)[3]
+        ga = xp.where(frozen, xp.zeros_like(ga), ga)
         out["alpha"] = F.sum_like(xp, ga, alpha)
     return out
 
 
 def entmax_jvp(call, xp, y, tangents, x, *, alpha, axis, where=None, temperature=1.0, dtype, compute):
-    p = answer(call, xp, y, x, dict(alpha=alpha, axis=axis, where=where, temperature=temperature), compute)
+    how = dict(x=x, alpha=alpha, axis=axis, where=where, temperature=temperature)
+    p = F.unrounded(call, xp, "entmax", y, compute, **how)
     dz, t, _, frozen = F.from_inputs(xp, tangents, x, None, axis, where, temperature, compute)
     dy = jacobian_product(xp, p, dz, alpha, axis, t)
     if "alpha" in tangents:
@@ -219,18 +207,8 @@ def entmax_jvp(call, xp, y, tangents, x, *, alpha, axis, where=None, temperature
 def _entmax_values(
     backend: Any, x: Any, alpha: Any, axis: Axis, where: Any, temperature: Any, dtype: Any
 ) -> dict[str, Any]:
-    x = args.array(backend, "x", x)
-    axis = args.axes(axis, x.ndim)
-    dtype, compute = args.dtypes(backend, x, dtype)
-    return dict(
-        x=x,
-        alpha=args.alpha(backend, find, alpha, x, axis),
-        axis=axis,
-        where=args.mask(backend, find, where, x),
-        temperature=args.temperature(backend, find, temperature, x, axis),
-        dtype=dtype,
-        compute=compute,
-    )
+    values = args.of_map(backend, find, x, axis, where, temperature, dtype)
+    return dict(values, alpha=args.alpha(backend, find, alpha, values["x"], values["axis"]))
 
 
 def _sparsemax_values(backend: Any, x: Any, axis: Axis, where: Any, temperature: Any, dtype: Any) -> dict[str, Any]:

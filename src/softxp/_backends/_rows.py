@@ -356,9 +356,9 @@ class Loss:
             weight, label = weight.reshape(rows.row_shape), np.zeros(1, np.int64)
         else:
             label = host.raw(labels)
-            if ignore_index is not None and (label == ignore_index).any():
-                ignored = label == ignore_index
-                label = np.where(ignored, 0, label)
+            hits = None if ignore_index is None else label == ignore_index
+            if hits is not None and hits.any():
+                ignored, label = hits, np.where(hits, 0, label)
             if label.size and not 0 <= label.min() <= label.max() < rows.n:
                 return None  # they were checked, and changed since
             weight = np.ones((1,) * label.ndim) if w is None else w[label]
@@ -388,14 +388,12 @@ class Loss:
 
     def with_gradient(self, ct: Any) -> tuple[Any, Any]:
         """All rows' losses, and the gradient of ct · what they are reduced to, in one sweep."""
-        t, alpha = self.t, ct
-        if self.how["reduction"] == "none":
-            alpha = F.keep(np, ct, self.how["axis"])
-        elif self.how["reduction"] == "mean":
+        t, norm = self.t, None
+        if self.how["reduction"] == "mean":
             norm = F.denominator(XP, t, self.how["normalizer"], np.zeros(self.rows.row_shape))
             if not norm.all():  # the mean of nothing, or infinite
                 norm = self.reduced(self.losses()[0])[2]
-            alpha = ct / norm
+        alpha = F.row_cotangent(np, ct, norm, self.how["reduction"], self.how["axis"])
         return self.losses(alpha if t.s is None else alpha * t.s)
 
 
