@@ -21,9 +21,9 @@ class Implementation:
     name: str
     functions: Functions
     modules: tuple[str, ...] = ()  # the modules of the targets that it serves; empty: every target
-    # derivatives for targets without an autograd: (fn, arrays, options, cotangent or tangent of the first array)
-    vjp: Callable[[Any, Any, Any, Any], Any] | None = None
-    jvp: Callable[[Any, Any, Any, Any], Any] | None = None
+    # derivatives for targets without an autograd: (fn, arrays, options, cotangent or tangent, by which array = 0)
+    vjp: Callable[..., Any] | None = None
+    jvp: Callable[..., Any] | None = None
     derivatives: tuple[str, ...] = ("vjp", "jvp")  # what can be asked, where the target has an autograd
     words: bool = False  # bad arguments are answered with softxp's sentences, not merely with an exception
     tight: bool = False  # held to the budgets of tight targets, beside the promise
@@ -64,14 +64,16 @@ def _softxp() -> Implementation:
     import softxp
 
     from .cases import CASES
+    from .compositions import COMPOSITIONS
 
-    def vjp(fn: Any, arrays: Any, options: Any, ct: Any) -> Any:
-        return softxp.vjp(fn, *arrays, **options)[1](ct)[0]
+    def vjp(fn: Any, arrays: Any, options: Any, ct: Any, which: int = 0) -> Any:
+        return softxp.vjp(fn, *arrays, **options)[1](ct)[which]
 
-    def jvp(fn: Any, arrays: Any, options: Any, tangent: Any) -> Any:
-        return softxp.jvp(fn, tuple(arrays), (tangent, *[None] * (len(arrays) - 1)), **options)[1]
+    def jvp(fn: Any, arrays: Any, options: Any, tangent: Any, which: int = 0) -> Any:
+        tangents = tuple(tangent if i == which else None for i in range(len(arrays)))
+        return softxp.jvp(fn, tuple(arrays), tangents, **options)[1]
 
-    functions = {name: getattr(softxp, name) for name in CASES if hasattr(softxp, name)}
+    functions = {name: getattr(softxp, name) for name in (*CASES, *COMPOSITIONS) if hasattr(softxp, name)}
     return Implementation("softxp", functions, vjp=vjp, jvp=jvp, words=True, tight=True)
 
 

@@ -12,13 +12,14 @@ import pytest
 
 from . import report, rows
 from .cases import CASES, Case
+from .compositions import COMPOSITIONS, Composition
 from .implementations import IMPLEMENTATIONS, Implementation
 from .inputs import ALL, FAMILIES
 from .subject import Question, Subject, questions, subject_named
 from .targets import TARGETS, Target, numpy_dtype
 from .ulp import FORMATS
 
-KINDS = ("values", "derivatives", "contract", "relations")  # one test file each
+KINDS = ("values", "derivatives", "compositions", "contract", "relations")  # one test file each
 
 # What `--help` shows: argparse's words, which pytest's parser knows too.
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -33,7 +34,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
         help=f"whose functions, again for more: one of {', '.join(IMPLEMENTATIONS)}; or package.module:IMPLEMENTATION. "
         "Default: softxp.",
     )),
-    ("--function", dict(action="append", choices=list(CASES), help="ask about this function alone, again for more")),
+    ("--function", dict(action="append", choices=[*CASES, *COMPOSITIONS], help="ask about this function alone, again for more")),
     ("--dtype", dict(
         action="append", choices=list(FORMATS),
         help="in this dtype alone, again for more",
@@ -132,8 +133,8 @@ def implementation(name: str) -> Implementation:
     try:
         found = make() if make else theirs
         for function in found.functions:
-            if function not in CASES:
-                raise TypeError(f"its functions must be among {', '.join(CASES)}, got {function!r}.")
+            if function not in CASES and function not in COMPOSITIONS:
+                raise TypeError(f"its functions must be among {', '.join((*CASES, *COMPOSITIONS))}, got {function!r}.")
             found.takes(function, {})
         return found
     except Exception as error:
@@ -217,6 +218,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             pairs = [(s, q) for s in chosen if kind == "value" or s.can(kind) for q in asked if _answers(s, q)]
             _over(metafunc, who, f"{kind}_question", pairs)
             return
+        if f"{kind}_composition".removeprefix("value_") in names:
+            asked = [(c, v) for c in COMPOSITIONS.values() for v in c.variants if _whole(metafunc.config, c, v, kind)]
+            able = [s for s in chosen if kind == "value" or s.can(kind)]
+            pairs = [(s, each) for s in able for each in asked if s.implementation.takes(each[0].name, {})]
+            _over(metafunc, who, f"{kind}_composition".removeprefix("value_"), pairs)
+            return
     ids = [str(s) if who == "subject" else s.library for s in chosen]
     metafunc.parametrize(who, chosen, ids=ids)
 
@@ -231,7 +238,10 @@ def _one_dtype(chosen: list[Subject]) -> list[Subject]:
 
 
 def _over(metafunc: pytest.Metafunc, who: str, what: str, pairs: list[tuple[Subject, Any]]) -> None:
-    ids = [f"{s if who == 'subject' else s.library}-{each}" for s, each in pairs]
+    def name(each: Any) -> str:
+        return f"{each[0]}-{each[1]}" if isinstance(each, tuple) else str(each)
+
+    ids = [f"{s if who == 'subject' else s.library}-{name(each)}" for s, each in pairs]
     metafunc.parametrize(f"{who},{what}", pairs, ids=ids)
 
 
@@ -252,6 +262,11 @@ def _wanted(config: pytest.Config, q: Question, kind: str) -> bool:
     return q.variant in q.case.quick if kind == "value" else kind == "vjp" and q.variant == "plain"
 
 
+def _whole(config: pytest.Config, composition: Composition, variant: str, kind: str) -> bool:
+    """What --quick leaves of the compositions: values in the first variant."""
+    return not config.getoption("--quick") or (kind == "value" and variant == next(iter(composition.variants)))
+
+
 # --- what is left out, what is expected to fail -----------------------------------------------------------------------
 
 
@@ -268,6 +283,8 @@ def _function_of(item: Any) -> str | None:
             return value.name
         if isinstance(value, Question):
             return value.case.name
+        if isinstance(value, tuple) and value and isinstance(value[0], Composition):
+            return value[0].name
     return about.args[0] if about else params.get("name") if params.get("name") in CASES else None
 
 

@@ -429,7 +429,7 @@ TARGETS = {
         NUMPY,
         replace(
             NUMPY, name="numpy-read-only", asarray=_read_only,
-            only=(r"test_(rows|vjp).*-plain-", r"test_contract_(dtype|views|empty|errors)"),
+            only=(r"test_(rows|vjp).*-plain-", r"test_contract_(dtype|views|empty|errors)", r"test_composed\[.*float32-"),
         ),
         replace(NUMPY, name="numpy-bfloat16", module="ml_dtypes", dtypes=("bfloat16",)),
         # the road without Numba; softmax's five plain passes there keep the promise, and no closer bound
@@ -444,7 +444,10 @@ TARGETS = {
         replace(
             TORCH, name="torch-formula", context=_without_kernels, stated=NATIVE, wide=_but_short_softmax,
             # the formula is asked everything on numpy; here torch's own softmax, and the formula under autograd
-            only=(r"test_(rows|axis|contract|gap).*-softmax", r"test_vjp.*-(plain|weighted mean)-"),
+            only=(
+                r"test_(rows|axis|contract|gap).*-softmax", r"test_vjp.*-(plain|weighted mean)-",
+                r"test_composed.*float32-",
+            ),
         ),
         replace(
             TORCH,
@@ -462,6 +465,7 @@ TARGETS = {
                 r"test_rows.*(bfloat16|float64)-(softmax|log_softmax)-plain",
                 r"test_vjp.*float32-(softmax|log_softmax)-plain",
                 r"test_vjp.*float32-.*weighted mean",
+                r"test_composed(_vjp)?\[.*float32-",
             ),
         ),
         replace(
@@ -479,7 +483,10 @@ TARGETS = {
         JAX,
         replace(
             JAX, name="jax-jitted", call=_jitted, vjp=_jitted_vjp, jvp=_jitted_jvp, traces=None, export=None, stated={},
-            only=(r"test_(rows|vjp|jvp).*(bfloat16|float32)-.*-(plain|T per row|where|weighted mean)-",),
+            only=(
+                r"test_(rows|vjp|jvp).*(bfloat16|float32)-.*-(plain|T per row|where|weighted mean)-",
+                r"test_composed.*float32-",
+            ),
         ),
         Target(
             "dask",
@@ -513,6 +520,7 @@ TARGETS = {
                 r"test_rows.*-(?!logcumsumexp)\w+-(plain|where|T per row|weighted mean)-",
                 r"test_vjp.*float32-(softmax|log_softmax|cross_entropy)-plain-",
                 "test_gap",
+                r"test_composed(_vjp)?\[.*float32-",
                 r"test_long.*float32-(softmax|logsumexp)-50257-normal",
                 r"test_contract_(dtype|default|keepdims|empty|one_number|label|unsigned|errors|bool|int|export)",
             ),

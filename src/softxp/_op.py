@@ -17,6 +17,9 @@ class Op:
     forward: Callable[..., Any]  # (xp, **values) -> y
     vjp: Callable[..., dict[str, Any]] | None = None  # (call, xp, ct, y, wanted names, **values) -> {name: cotangent}
     jvp: Callable[..., Any] | None = None  # (call, xp, y, {name: tangent}, **values) -> dy
+    arrays: tuple[str, ...] = ("x",)  # what `values` calls the public function's positional arrays
+    # (call, xp, wanted names, **values) -> (y, {name: gradient}), y one number: where that is cheaper than y and then vjp
+    sweep: Callable[..., Any] | None = None
 
 
 def is_array(value: Any) -> bool:

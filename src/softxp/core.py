@@ -314,7 +314,9 @@ def _cross_entropy_values(
     )
 
 
-CROSS_ENTROPY = Op("cross_entropy", _cross_entropy_values, F.cross_entropy, F.cross_entropy_vjp, F.cross_entropy_jvp)
+CROSS_ENTROPY = Op(
+    "cross_entropy", _cross_entropy_values, F.cross_entropy, F.cross_entropy_vjp, F.cross_entropy_jvp, ("x", "labels")
+)
 
 
 @record(CROSS_ENTROPY)

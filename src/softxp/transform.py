@@ -30,9 +30,42 @@ class _Call:
         self.backend: Backend = find(arrays[0])
         self.values = op.prepare(self.backend, *bound.arguments.values())
         # the positional arrays as the rules name them; integer labels have no derivative
-        names = ("x", "labels")[: len(arrays)]
-        floats = [args.dtype_name(self.values[n].dtype) in args.FLOATS for n in names]
-        self.names = [n if ok else None for n, ok in zip(names, floats, strict=True)]
+        self.names = [n if self.moves(n) else None for n in op.arrays[: len(arrays)]]
+
+    def moves(self, name: str) -> bool:
+        value = self.values.get(name)
+        return is_array(value) and args.dtype_name(value.dtype) in args.FLOATS
+
+    def chosen(self, argnums: Any) -> list[str]:
+        """The arrays that `argnums` means, as the rules name them."""
+        out = []
+        for a in argnums if isinstance(argnums, tuple) else (argnums,):
+            try:
+                name = a if isinstance(a, str) else self.names[a]
+            except (IndexError, TypeError):
+                raise ValueError(
+                    f"argnums must be positions of the {len(self.names)} positional arrays or names of keyword arrays, got "
+                    f"{argnums!r}."
+                ) from None
+            if name is None or not self.moves(name):
+                raise TypeError(f"there is a derivative by arrays of real floats alone; argument {a!r} is none.")
+            out.append(name)
+        return out
+
+    def gradients(self, names: list[str]) -> tuple[Any, dict[str, Any]]:
+        """The answer, which must be one number, and its gradients."""
+        kernel = self.backend.sweeps.get(self.op.name) if names == ["x"] else None
+        both = NotImplemented if kernel is None else kernel(**self.values)
+        if both is not NotImplemented:
+            return both[0], {"x": both[1]}
+        if self.op.sweep is not None and self.values.get("reduction") != "none":
+            return self.backend.guard(self.op.sweep)(self.again, self.backend.xp, tuple(names), **self.values)
+        if self.y.ndim:
+            raise ValueError(
+                f"value_and_grad needs an answer of one number, got shape {tuple(self.y.shape)}; use vjp with a cotangent, "
+                "or a reduction."
+            )
+        return self.y, self.pulled(self.backend.xp.ones_like(self.y), tuple(names))
 
     @cached_property
     def y(self) -> Any:
@@ -41,13 +74,16 @@ class _Call:
     def again(self, name: str, **values: Any) -> Any:
         return self.backend.lifted[name](values)
 
-    def cotangents(self, ct: Any) -> tuple[Any, ...]:
-        wanted = tuple(n for n in self.names if n)
+    def pulled(self, ct: Any, wanted: tuple[str, ...]) -> dict[str, Any]:
         fast = self.backend.pullbacks.get(self.op.name)
         out = NotImplemented if fast is None else fast(ct, self.y, wanted, **self.values)
         if out is NotImplemented:
             rule = self.backend.guard(self.op.vjp)
             out = rule(self.again, self.backend.xp, ct, self.y, wanted, **self.values)
+        return out
+
+    def cotangents(self, ct: Any) -> tuple[Any, ...]:
+        out = self.pulled(ct, tuple(n for n in self.names if n))
         return tuple(out[n] if n else None for n in self.names)
 
     def tangent(self, tangents: dict[str, Any]) -> Any:
@@ -136,20 +172,22 @@ def jvp(fn: Callable[..., Any], arrays: tuple[Any, ...], tangents: tuple[Any, ..
     return call.y, call.tangent(given)
 
 
-def value_and_grad(fn: Callable[..., Any], /) -> Callable[..., tuple[Any, Any]]:
-    """The function that answers `fn`'s value and its gradient by the first array.
+def value_and_grad(fn: Callable[..., Any], /, *, argnums: Any = 0) -> Callable[..., tuple[Any, Any]]:
+    """The function that answers `fn`'s value and its gradient.
 
     Parameters
     ----------
     fn : a function of softxp whose answer is one number, as cross_entropy's is.
+    argnums : by which array: a position among the positional arrays, or the name of a keyword array ("temperature"); a
+        tuple of them gives a tuple of gradients.
 
     Returns
     -------
-    callable(*arrays, **options) -> (y, gradient), the gradient in the first array's shape and dtype.
+    callable(*arrays, **options) -> (y, gradient), each gradient in its array's shape and dtype.
 
     Raises
     ------
-    ValueError : the answer is not one number. Otherwise as `vjp`.
+    ValueError : the answer is not one number; argnums names no array. TypeError : a gradient by integers. Otherwise as `vjp`.
 
     Examples
     --------
@@ -157,19 +195,16 @@ def value_and_grad(fn: Callable[..., Any], /) -> Callable[..., tuple[Any, Any]]:
     >>> loss, gradient = softxp.value_and_grad(softxp.cross_entropy)(np.asarray([[0.0, 0.0]]), np.asarray([1]))
     >>> gradient
     array([[ 0.5, -0.5]])
+    >>> both = softxp.value_and_grad(softxp.cross_entropy, argnums=(0, "temperature"))
+    >>> loss, (by_logits, by_temperature) = both(np.asarray([[1.0, 0.0]]), np.asarray([1]), temperature=np.asarray(0.5))
+    >>> round(float(by_temperature), 3)
+    -3.523
     """
 
     def value_and_gradient(*arrays: Any, **options: Any) -> tuple[Any, Any]:
         call = _Call(fn, arrays, options)
-        sweep = call.backend.sweeps.get(call.op.name) if call.names[0] else None
-        both = NotImplemented if sweep is None else sweep(**call.values)
-        if both is not NotImplemented:
-            return both
-        if call.y.ndim:
-            raise ValueError(
-                f"value_and_grad needs an answer of one number, got shape {tuple(call.y.shape)}; use vjp with a cotangent, "
-                "or a reduction."
-            )
-        return call.y, call.cotangents(call.backend.xp.ones_like(call.y))[0]
+        names = call.chosen(argnums)
+        y, out = call.gradients(names)
+        return y, tuple(out[n] for n in names) if isinstance(argnums, tuple) else out[names[0]]
 
     return value_and_gradient

@@ -35,11 +35,37 @@ def blocked(add: Callable[..., Any], reshape: Callable[..., Any]) -> Callable[..
     return total
 
 
+def in_chunks(concat: Any) -> Callable[..., Any]:
+    """The loop over pieces of arrays too long to serve at once. A library that traces code puts a loop of its own here."""
+
+    def over(step: Callable[..., Any], carry: Any, arrays: tuple[Any, ...], size: int) -> tuple[Any, tuple[Any, ...]]:
+        """carry, outs = step(carry, *pieces) for every `size` entries of the first axis of the arrays (None stays None):
+        the last carry, and the outs laid end to end.
+        """
+        n = next(a.shape[0] for a in arrays if a is not None)
+        outs = []
+        for i in range(0, n, size) if n else (0,):
+            pieces = arrays if size >= n else tuple(a if a is None else a[i : i + size, ...] for a in arrays)
+            carry, out = step(carry, *pieces)
+            outs.append(out)
+        if len(outs) == 1:
+            return carry, outs[0]
+        return carry, tuple(concat(list(each), axis=0) for each in zip(*outs, strict=True))
+
+    return over
+
+
+def add_product(matmul: Any) -> Callable[[Any, Any, Any], Any]:
+    """c + aᵀ b of matrices. A library that can puts it in place of c, which is nobody else's."""
+    return lambda c, a, b: c + matmul(a.T, b)
+
+
 # Every function that a formula may use: what a namespace must offer to be served.
 USED = [
-    "abs", "arange", "asarray", "astype", "bool", "concat", "cumulative_sum", "exp", "expand_dims", "expm1", "flip",
-    "float32", "float64", "full_like", "int64", "isfinite", "log", "log1p", "max", "maximum", "minimum", "ones_like",
-    "permute_dims", "reshape", "sign", "sort", "sqrt", "squeeze", "stack", "sum", "tanh", "where", "zeros_like",
+    "abs", "arange", "argmax", "asarray", "astype", "bool", "broadcast_to", "concat", "cumulative_sum", "exp",
+    "expand_dims", "expm1", "flip", "float32", "float64", "full_like", "int64", "isfinite", "log", "log1p", "matmul",
+    "max", "maximum", "minimum", "ones_like", "permute_dims", "reshape", "sign", "sort", "sqrt", "squeeze", "stack",
+    "sum", "take", "tanh", "where", "zeros_like",
 ]  # fmt: skip
 
 
@@ -55,6 +81,8 @@ def careful(xp: Any, **instead: Any) -> SimpleNamespace:
     if hasattr(xp, "bfloat16"):
         names["bfloat16"] = xp.bfloat16
     names["sum"] = blocked(xp.sum, xp.reshape)
+    names["in_chunks"] = in_chunks(names.get("concat"))
+    names["add_product"] = add_product(names.get("matmul"))
     return SimpleNamespace(**{**names, **instead})
 
 

@@ -13,6 +13,8 @@ from .._op import Op
 from . import _threads
 from ._namespace import blocked, careful
 
+TILE = 1 << 15  # numbers: a formula's temporaries stay in cache
+
 quiet = np.errstate(all="ignore")
 maximum: Any = np.maximum.reduce
 add: Any = np.add.reduce
@@ -63,8 +65,17 @@ def astype(x: Any, dtype: Any) -> Any:
     return x.astype(dtype, copy=False)
 
 
+def add_product(c: Any, a: Any, b: Any) -> Any:
+    """c + aᵀ b in place, a few rows of c at a time: numpy's product has no room to add into."""
+    step = max(1, TILE // b.shape[1])
+    for i in range(0, c.shape[0], step):
+        c[i : i + step] += a[:, i : i + step].T @ b
+    return c
+
+
 XP = careful(
     compat,
+    add_product=add_product,
     sum=total,
     max=lambda x, *, axis, keepdims: maximum(x, axis, None, None, keepdims),
     astype=astype,
@@ -73,7 +84,6 @@ XP = careful(
 
 # --- tiles -------------------------------------------------------------------------------------------------------------
 
-TILE = 1 << 15  # numbers: a formula's temporaries stay in cache
 LONG = 1 << 17  # rows longer than this are folded from pieces of it
 
 

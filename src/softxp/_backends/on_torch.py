@@ -29,8 +29,21 @@ np, _rows, _threads = _with_numpy()
 
 def _expm1(x: Any) -> Any:
     """Inductor writes exp(x) - 1 for it in vectorised C++, which is 0 from -1e-17 on (torch 2.13)."""
-    return expm1(torch, x) if torch.compiler.is_compiling() else torch.expm1(x)
+    return expm1(torch, x) if _compiling() else torch.expm1(x)
 
+
+def _add_product(c: Any, a: Any, b: Any) -> Any:
+    # (what an autograd follows, or a vmap, must not be written into)
+    in_place = not (torch.is_grad_enabled() or _compiling() or _transformed())
+    return c.addmm_(a.T, b) if in_place else c + a.T @ b
+
+
+def _transformed() -> bool:
+    """Under vmap, grad and the like of torch.func?"""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+_compiling = torch.compiler.is_compiling
 
 # torch adds in a cascade, so its own sum serves; its vmap of a backward knows cat but not its alias concat (torch 2.13)
 XP = careful(
@@ -38,6 +51,7 @@ XP = careful(
     sum=compat.sum,
     concat=torch.cat,
     expm1=_expm1,
+    add_product=_add_product,
     # the wrapped ones look things up in a cache, which torch.compile does not follow
     sort=lambda x, axis: torch.sort(x, dim=axis).values,
     cumulative_sum=lambda x, axis: torch.cumsum(x, dim=axis),
@@ -45,8 +59,6 @@ XP = careful(
 
 
 # --- tensors in the memory of the host, as the row kernels see them -----------------------------------------------------
-
-_compiling = torch.compiler.is_compiling
 
 
 def _raw(t: Any) -> Any:
@@ -154,7 +166,7 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
                 return jvp(_again, XP, y, moved, **ctx.fixed.join(tensors))
 
     class Swept(torch.autograd.Function):
-        """The value comes with its gradient by x, which the first backward takes away."""
+        """The value comes with its gradients, which the first backward takes away."""
 
         @staticmethod
         def forward(both: Any, fixed: Any, *tensors: Any) -> Any:
@@ -163,17 +175,19 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
             setup(ctx, inputs[1:], output)
-            ctx.gradient = inputs[0].pop()
+            ctx.gradients = inputs[0].pop()
 
         @staticmethod
         def backward(ctx: Any, *cts: Any) -> Any:
-            gradient: Any = ctx.gradient
-            ctx.gradient = None
+            gradients: Any = ctx.gradients
+            ctx.gradients = None
             # 16 bits round once, so they are not scaled
-            scales = cts[0] == 1 or (gradient is not None and gradient.dtype.itemsize > 2 and cts[0].isfinite())
-            if gradient is None or not scales or torch.is_grad_enabled():
+            scales = gradients is not None and (
+                cts[0] == 1 or (all(g.dtype.itemsize > 2 for g in gradients.values()) and cts[0].isfinite())
+            )
+            if not scales or torch.is_grad_enabled():
                 return None, *pull(ctx, cts[0], _again)
-            return None, None, *(gradient.mul_(cts[0]) if k == "x" else None for k in ctx.fixed.names)
+            return None, None, *(gradients[k].mul_(cts[0]) if k in gradients else None for k in ctx.fixed.names)
 
     class Compiled(torch.autograd.Function):  # torch.compile refuses a Function that defines jvp (torch 2.13)
         forward = staticmethod(run)
@@ -183,19 +197,25 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         def backward(ctx: Any, *cts: Any) -> Any:
             return pull(ctx, cts[0], _formula)
 
+    def swept(values: dict[str, Any], fixed: _Fixed) -> Any:
+        """Value and gradients of a loss in one go, where a backward is to be expected."""
+        wanted = [k for k in fixed.names if values[k].requires_grad]
+        if not wanted or forward_ad._current_level >= 0:
+            return NotImplemented
+        if op.sweep is not None and values.get("reduction") != "none" and not _transformed():
+            with torch.no_grad():
+                return op.sweep(_again, XP, wanted, **values)
+        if sweep is None or wanted != ["x"]:
+            return NotImplemented
+        both = sweep(HOST, **values)
+        return both if both is NotImplemented else (both[0], {"x": both[1]})
+
     def lifted(values: dict[str, Any]) -> Any:
         fixed = _Fixed(values)
         tensors = [values[k] for k in fixed.names]
         if not _compiling():
-            if (
-                sweep is not None
-                and torch.is_grad_enabled()
-                and [k for k in fixed.names if values[k].requires_grad] == ["x"]
-            ):
-                both = sweep(HOST, **values) if forward_ad._current_level < 0 else NotImplemented
-                if both is not NotImplemented:
-                    return Swept.apply(list(both), fixed, *tensors)
-            return Lifted.apply(fixed, *tensors)
+            both = swept(values, fixed) if torch.is_grad_enabled() else NotImplemented
+            return Lifted.apply(fixed, *tensors) if both is NotImplemented else Swept.apply(list(both), fixed, *tensors)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return Compiled.apply(fixed, *tensors)
         return forward(XP, **values)

@@ -1,0 +1,100 @@
+"""Functions of several arrays, in which a softmax stands between products: what is asked of each.
+
+Every library adds up its products in its own way, so that an entry's last bits are nobody's to promise: an error is measured
+in ulp of the largest entry of its array. The truth is the definition, in float64 and whole, over the inputs as rounded. Its
+derivatives are those of the same lines along an imaginary step (Squire & Trapp 1998, doi:10.1137/S003614459631241X), so
+that no line here has two cases that differ but in their real part, and none takes an absolute value.
+
+A new function is one more `Composition` here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .ulp import rounded
+
+Arrays = list[Any]
+Options = dict[str, Any]
+
+STEP = 1e-40
+PROMISE = {"float16": 1.0, "bfloat16": 1.0, "float32": 32.0, "float64": 64.0}  # ulp of the largest entry
+
+
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """One function. `variants`: its positional arrays and its options, of floats in float64."""
+
+    name: str
+    truth: Callable[..., Any]
+    variants: dict[str, Callable[[Any], tuple[Arrays, Options]]]  # of a numpy Generator
+
+    def __str__(self) -> str:
+        return self.name
+
+    @lru_cache  # noqa: B019 (as many as there are variants and dtypes)
+    def given(self, variant: str, dtype: str) -> tuple[Arrays, Options]:
+        """The arrays and options, as rounded to the dtype."""
+        arrays, options = self.variants[variant](np.random.default_rng(29))
+
+        def fit(a: Any) -> Any:
+            return rounded(a, dtype) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a
+
+        return [fit(a) for a in arrays], {k: fit(v) for k, v in options.items()}
+
+    @lru_cache  # noqa: B019
+    def value(self, variant: str, dtype: str) -> Any:
+        arrays, options = self.given(variant, dtype)
+        return np.asarray(self.truth(*arrays, **options))
+
+    def moving(self, variant: str) -> list[int]:
+        """The positions of the arrays of floats."""
+        return [i for i, a in enumerate(self.given(variant, "float64")[0]) if np.asarray(a).dtype.kind == "f"]
+
+    def along(self, variant: str, dtype: str, which: int, v: Any) -> Any:
+        """The derivative by one array along v."""
+        arrays, options = self.given(variant, dtype)
+        moved = [a + 1j * STEP * v if i == which else a for i, a in enumerate(arrays)]
+        return np.imag(self.truth(*moved, **options)) / STEP
+
+    @lru_cache  # noqa: B019
+    def direction(self, kind: str, variant: str, dtype: str, which: int) -> Any:
+        """The cotangent, or the tangent of one array, that a derivative is asked with."""
+        like = self.value(variant, dtype) if kind == "vjp" else self.given(variant, dtype)[0][which]
+        return rounded(np.random.default_rng(31).uniform(0.5, 2.0, np.shape(like)), dtype)
+
+    @lru_cache  # noqa: B019
+    def derivative(self, kind: str, variant: str, dtype: str, which: int) -> Any:
+        v = self.direction(kind, variant, dtype, which)
+        if kind == "jvp":
+            return self.along(variant, dtype, which, v)
+        a = self.given(variant, dtype)[0][which]
+        out = np.zeros(a.shape)
+        for i in np.ndindex(a.shape):
+            unit = np.zeros(a.shape)
+            unit[i] = 1.0
+            out[i] = np.sum(v * self.along(variant, dtype, which, unit))
+        return out
+
+
+# --- definitions -----------------------------------------------------------------------------------------------------
+
+
+def log_softmax(z: Any) -> Any:
+    """Along the last axis; -inf takes no part, and a row with nothing in it is -inf throughout."""
+    m = np.max(np.real(z), axis=-1, keepdims=True)
+    d = z - np.where(np.isfinite(m), m, 0.0)
+    e = np.where(np.isfinite(np.real(d)), np.exp(np.where(np.isfinite(np.real(d)), d, 0.0)), 0.0)
+    s = np.sum(e, axis=-1, keepdims=True)
+    return np.where(np.isfinite(np.real(d)), d - np.log(np.where(s == 0, 1.0, s)), -np.inf)
+
+
+def softmax(z: Any) -> Any:
+    log = log_softmax(z)
+    return np.where(np.isfinite(np.real(log)), np.exp(np.where(np.isfinite(np.real(log)), log, 0.0)), 0.0)
+
+
+COMPOSITIONS: dict[str, Composition] = {}

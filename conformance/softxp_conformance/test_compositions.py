@@ -1,0 +1,58 @@
+"""Functions of several arrays, against their definition: values, and both derivatives by every array."""
+
+from typing import Any
+
+import numpy as np
+
+from .compositions import PROMISE, Composition
+from .subject import Subject
+from .ulp import unit
+
+
+def _close(subject: Subject, what: str, got: Any, truth: Any) -> None:
+    assert got.shape == truth.shape, f"{subject} {what}: got shape {got.shape}, where {truth.shape} is right"
+    finite = np.isfinite(truth)
+    np.testing.assert_array_equal(got[~finite], truth[~finite], err_msg=f"{subject} {what}")
+    size = np.max(np.abs(truth[finite]), initial=0.0)
+    error = np.abs(np.where(finite, got, 0.0) - np.where(finite, truth, 0.0)) / unit(size, subject.dtype)
+    worst, promise = float(np.max(error, initial=0.0)), PROMISE[subject.dtype]
+    assert worst <= promise, f"{subject} {what}: {worst:.3g} ulp of the largest entry, {size:.3g}, > {promise:g}, the promise"
+
+
+def test_composed(subject: Subject, composition: tuple[Composition, str]) -> None:
+    case, variant = composition
+    arrays, options = case.given(variant, subject.dtype)
+    given, options = [subject.give(a) for a in arrays], {k: subject.give(v) for k, v in options.items()}
+    with subject.untouched(given, options):
+        y = subject.target.call(subject.function(case.name), given, options)
+    subject.like(given[0], y)
+    _close(subject, f"{case} ({variant})", subject.take(y), case.value(variant, subject.dtype))
+
+
+def _derivative(subject: Subject, kind: str, composition: tuple[Composition, str]) -> None:
+    case, variant = composition
+    arrays, options = case.given(variant, subject.dtype)
+    fn, given = subject.function(case.name), [subject.give(a) for a in arrays]
+    options = {k: subject.give(v) for k, v in options.items()}
+    theirs, rule = getattr(subject.target, kind), getattr(subject.implementation, kind)
+    for i in case.moving(variant):
+        v = subject.give(case.direction(kind, variant, subject.dtype, i))
+        if theirs is None:
+            y = subject.target.call(lambda *a, i=i: rule(fn, a[:-1], options, a[-1], i), [*given, v], {})
+        else:
+            # the array in question first, as a library's autograd is asked
+            def moved(a: Any, *rest: Any, i: int = i, **how: Any) -> Any:
+                return fn(*rest[:i], a, *rest[i:], **how)
+
+            y = theirs(moved, [given[i], *given[:i], *given[i + 1 :]], options, v)
+        subject.like(given[i] if kind == "vjp" else given[0], y)
+        what = f"{case} ({variant}), {kind} by argument {i}"
+        _close(subject, what, subject.take(y), case.derivative(kind, variant, subject.dtype, i))
+
+
+def test_composed_vjp(subject: Subject, vjp_composition: tuple[Composition, str]) -> None:
+    _derivative(subject, "vjp", vjp_composition)
+
+
+def test_composed_jvp(subject: Subject, jvp_composition: tuple[Composition, str]) -> None:
+    _derivative(subject, "jvp", jvp_composition)
