@@ -34,7 +34,10 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
         help=f"whose functions, again for more: one of {', '.join(IMPLEMENTATIONS)}; or package.module:IMPLEMENTATION. "
         "Default: softxp.",
     )),
-    ("--function", dict(action="append", choices=[*CASES, *COMPOSITIONS], help="ask about this function alone, again for more")),
+    ("--function", dict(
+        action="append", choices=[*CASES, *COMPOSITIONS],
+        help="ask about this function alone, again for more",
+    )),
     ("--dtype", dict(
         action="append", choices=list(FORMATS),
         help="in this dtype alone, again for more",

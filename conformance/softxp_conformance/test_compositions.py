@@ -16,7 +16,7 @@ def _close(subject: Subject, what: str, got: Any, truth: Any) -> None:
     size = np.max(np.abs(truth[finite]), initial=0.0)
     error = np.abs(np.where(finite, got, 0.0) - np.where(finite, truth, 0.0)) / unit(size, subject.dtype)
     worst, promise = float(np.max(error, initial=0.0)), PROMISE[subject.dtype]
-    assert worst <= promise, f"{subject} {what}: {worst:.3g} ulp of the largest entry, {size:.3g}, > {promise:g}, the promise"
+    assert worst <= promise, f"{subject} {what}: {worst:.3g} ulp of the largest, {size:.3g}, > {promise:g}, the promise"
 
 
 def test_composed(subject: Subject, composition: tuple[Composition, str]) -> None:

@@ -69,6 +69,16 @@ def companion(backend: Any, find: Any, name: str, value: Any, like: Any) -> Any:
     return value
 
 
+class Shaped:
+    """Stands in for an array of another shape beside `array`, for checks that look at no number of it."""
+
+    def __init__(self, array: Any, shape: tuple) -> None:
+        self.array, self.shape, self.ndim = array, shape, len(shape)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.array, name)
+
+
 def broadcastable(name: str, shape: tuple, target: tuple, meaning: str) -> None:
     ok = len(shape) <= len(target) and all(
         a == 1 or a == b or not (known(a) and known(b)) for a, b in zip(reversed(shape), reversed(target), strict=False)
@@ -119,7 +129,7 @@ def mask(backend: Any, find: Any, where: Any, x: Any) -> Any:
     if where is None or where is True:
         return None
     if where is False:
-        return backend.xp.zeros_like(x, dtype=backend.xp.bool)
+        return backend.xp.reshape(backend.arange(1, backend.default_int(x), x) > 0, (1,) * x.ndim)
     where = companion(backend, find, "where", where, x)
     if dtype_name(where.dtype) not in ("bool", "bool_"):
         raise TypeError(f"where must be a bool array (True takes part), got dtype {where.dtype}; compare it first.")

@@ -330,7 +330,12 @@ def scores(xp, x, softcap, axis, where, temperature, compute):
 
 def to_inputs(xp, gz, row_sum, wanted, x, softcap, axis, where, temperature, compute):
     """Pull a cotangent of z back to {x, temperature}. `row_sum`: Σ gz of each row where it is not 0 by construction."""
-    u, centre, t, frozen = scores(xp, x, softcap, axis, where, temperature, compute)
+    of = scores(xp, x, softcap, axis, where, temperature, compute)
+    return from_scores(xp, gz, row_sum, wanted, x, softcap, axis, where, temperature, compute, *of)
+
+
+def from_scores(xp, gz, row_sum, wanted, x, softcap, axis, where, temperature, compute, u, centre, t, frozen):
+    """`to_inputs`, given the scores."""
     zero = xp.zeros_like(gz)
     gz = xp.where(frozen, zero, gz)
     out = {}
@@ -613,28 +618,48 @@ def targets(
         for a in axis:
             size = size * like.shape[a]
         y = cast(xp, labels == (classes() if callable(classes) else classes), compute)
-        bad = (labels < 0) | (labels >= size)
-        if ignore_index is not None:
-            ignored = labels == ignore_index
-            bad = bad & ~ignored
+        bad, ignored = outside(labels, size, ignore_index)
     w = None if class_weight is None else cast(xp, class_weight, compute)
     weight = total(xp, y if w is None else y * w, axis)
-    q, share = y, None
-    if label_smoothing:
-        zero = xp.zeros_like(like)
-        part = zero + 1 if where is None else xp.where(where, zero + 1, zero)
-        count = total(xp, part, axis)
-        share = part / xp.maximum(count, xp.ones_like(count))
-        q = (1 - label_smoothing) * q + label_smoothing * share
-    q = q if w is None else q * w
+    count = None if not label_smoothing else taking_part(xp, like, where, axis)
+    q, share = mixed(xp, y, like, where, label_smoothing, w, count)
     s = None if sample_weight is None else cast(xp, sample_weight, compute)
+    weightless, dropped = uncounted(weight, s, bad, ignored)
+    return Targets(y, share, w, q, weight, s, bad, weightless, dropped)
+
+
+def outside(labels, size, ignore_index):
+    """Which integer labels are no class, and which are ignored."""
+    bad = (labels < 0) | (labels >= size)
+    ignored = None if ignore_index is None else labels == ignore_index
+    return bad if ignored is None else bad & ~ignored, ignored
+
+
+def uncounted(weight, s, bad, ignored):
+    """`weightless` and `dropped` of Targets."""
     weightless = weight == 0
     if bad is not None:
         weightless = weightless & ~bad
     if ignored is not None:
         weightless = weightless | ignored
-    dropped = weightless if s is None else weightless | (s == 0)
-    return Targets(y, share, w, q, weight, s, bad, weightless, dropped)
+    return weightless, weightless if s is None else weightless | (s == 0)
+
+
+def taking_part(xp, like, where, axis):
+    """How many entries of each row take part, at least 1."""
+    zero = xp.zeros_like(like)
+    count = total(xp, zero + 1 if where is None else xp.where(where, zero + 1, zero), axis)
+    return xp.maximum(count, xp.ones_like(count))
+
+
+def mixed(xp, y, like, where, label_smoothing, w, count):
+    """`q` and `share` of Targets."""
+    q, share = y, None
+    if label_smoothing:
+        zero = xp.zeros_like(like)
+        share = (zero + 1 if where is None else xp.where(where, zero + 1, zero)) / count
+        q = (1 - label_smoothing) * q + label_smoothing * share
+    return q if w is None else q * w, share
 
 
 def row_losses(xp, t, logp_part, lse, z_loss, axis):

@@ -33,7 +33,7 @@ class _Call:
         self.names = [n if self.moves(n) else None for n in op.arrays[: len(arrays)]]
 
     def moves(self, name: str) -> bool:
-        value = self.values.get(name)
+        value: Any = self.values.get(name)
         return is_array(value) and args.dtype_name(value.dtype) in args.FLOATS
 
     def chosen(self, argnums: Any) -> list[str]:
@@ -187,7 +187,7 @@ def value_and_grad(fn: Callable[..., Any], /, *, argnums: Any = 0) -> Callable[.
 
     Raises
     ------
-    ValueError : the answer is not one number; argnums names no array. TypeError : a gradient by integers. Otherwise as `vjp`.
+    ValueError : the answer is not one number; argnums names no array. TypeError : a gradient by integers. As `vjp`.
 
     Examples
     --------

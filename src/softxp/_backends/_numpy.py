@@ -92,9 +92,9 @@ def tiled(op: Op, values: dict[str, Any]) -> Any:
 
     How a row is cut depends on its length alone: its bits depend neither on its neighbours nor on the threads.
     """
-    x, axis = values["x"], values["axis"]
-    if x.size <= TILE or op.name not in _SERVE:
+    if op.name not in _SERVE or values["x"].size <= TILE:
         return NotImplemented
+    x, axis = values["x"], values["axis"]
     cut = max(range(x.ndim), key=lambda a: (a not in axis) * x.shape[a])
     if cut in axis or x.shape[cut] == 1:  # a single row
         return _SERVE[op.name](op, values, 0, [slice(None)])

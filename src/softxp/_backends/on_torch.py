@@ -40,7 +40,7 @@ def _add_product(c: Any, a: Any, b: Any) -> Any:
 
 def _transformed() -> bool:
     """Under vmap, grad and the like of torch.func?"""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 _compiling = torch.compiler.is_compiling
@@ -182,12 +182,11 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
             gradients: Any = ctx.gradients
             ctx.gradients = None
             # 16 bits round once, so they are not scaled
-            scales = gradients is not None and (
-                cts[0] == 1 or (all(g.dtype.itemsize > 2 for g in gradients.values()) and cts[0].isfinite())
-            )
-            if not scales or torch.is_grad_enabled():
-                return None, *pull(ctx, cts[0], _again)
-            return None, None, *(gradients[k].mul_(cts[0]) if k in gradients else None for k in ctx.fixed.names)
+            if gradients is not None and not torch.is_grad_enabled():
+                narrow = any(g.dtype.itemsize <= 2 for g in gradients.values())
+                if cts[0] == 1 or (not narrow and cts[0].isfinite()):
+                    return None, None, *(gradients[k].mul_(cts[0]) if k in gradients else None for k in ctx.fixed.names)
+            return None, *pull(ctx, cts[0], _again)
 
     class Compiled(torch.autograd.Function):  # torch.compile refuses a Function that defines jvp (torch 2.13)
         forward = staticmethod(run)
