@@ -97,4 +97,53 @@ def softmax(z: Any) -> Any:
     return np.where(np.isfinite(np.real(log)), np.exp(np.where(np.isfinite(np.real(log)), log, 0.0)), 0.0)
 
 
-COMPOSITIONS: dict[str, Composition] = {}
+def cross_entropy(
+    z: Any, labels: Any, *, where: Any = None, temperature: Any = 1.0, label_smoothing: float = 0.0,
+    class_weight: Any = None, ignore_index: int = -100, z_loss: float = 0.0, softcap: float | None = None,
+    reduction: str = "mean",
+) -> Any:  # fmt: skip
+    z = (z if softcap is None else softcap * np.tanh(z / softcap)) / temperature
+    part = np.ones(z.shape) if where is None else np.broadcast_to(where, z.shape).astype(float)
+    z = np.where(part, z, -np.inf)
+    w = 1.0 if class_weight is None else class_weight
+    y = (labels[..., None] == np.arange(z.shape[-1])).astype(float)
+    q = w * ((1 - label_smoothing) * y + label_smoothing * part / np.sum(part, axis=-1, keepdims=True))
+    weight, log = np.sum(w * y, axis=-1), log_softmax(z)
+    lse = np.sum(y * np.where(y, z, 0.0) - y * np.where(y, log, 0.0), axis=-1)
+    loss = -np.sum(np.where(q, q * np.where(q, log, 0.0), 0.0), axis=-1) + z_loss * weight * lse * lse
+    loss = np.where(labels == ignore_index, 0.0, loss)
+    if reduction == "none":
+        return loss
+    return np.sum(loss) / (np.sum(weight) if reduction == "mean" else 1.0)
+
+
+# --- linear_cross_entropy ----------------------------------------------------------------------------------------------
+
+
+def _linear(hidden: Any, kernel: Any, labels: Any, *, bias: Any = 0.0, chunk_size: Any = None, **options: Any) -> Any:
+    return cross_entropy(hidden @ kernel.T + bias, labels, **options)
+
+
+def _products(**options: Any) -> Callable[[Any], tuple[Arrays, Options]]:
+    def make(rng: Any) -> tuple[Arrays, Options]:
+        hidden, kernel = rng.normal(size=(2, 3, 4)), rng.normal(size=(7, 4))
+        labels, how = np.asarray([[3, 0, 6], [-100, 2, 3]]), dict(options)
+        if "class_weight" in options:
+            how.update(class_weight=rng.uniform(0.5, 2.0, 7), bias=rng.normal(size=7))
+        if "temperature" in options:
+            how.update(temperature=rng.uniform(0.75, 1.5, (2, 3, 1)), where=np.asarray([1, 0, 1, 1, 1, 0, 1], bool))
+            labels = np.where(labels == -100, 4, np.where(labels == 2, 3, labels))
+        return [hidden, kernel, labels], how
+
+    return make
+
+
+LINEAR = {
+    "plain": _products(),
+    "tiles": _products(chunk_size=(2, 3), label_smoothing=0.125, class_weight=True, z_loss=0.0625),
+    "rows": _products(chunk_size=4, softcap=5.0, temperature=True, reduction="none"),
+}
+
+COMPOSITIONS: dict[str, Composition] = {
+    c.name: c for c in (Composition("linear_cross_entropy", _linear, LINEAR),)
+}  # fmt: skip

@@ -12,6 +12,7 @@ from ._backends import register
 from ._backends._threads import set_num_threads
 from ._backends._warm import use_kernels, warmup
 from .core import cross_entropy, log_softmax, logcumsumexp, logmeanexp, logsumexp, softmax
+from .linear import linear_cross_entropy
 from .sparse import entmax, sparsemax
 from .transform import jvp, value_and_grad, vjp
 
@@ -21,6 +22,7 @@ __all__ = [
     "cross_entropy",
     "entmax",
     "jvp",
+    "linear_cross_entropy",
     "log_softmax",
     "logcumsumexp",
     "logmeanexp",

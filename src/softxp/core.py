@@ -274,12 +274,12 @@ def logcumsumexp(x: Any, /, *, axis: Axis = -1, reverse: bool = False, dtype: An
     return call(LOGCUMSUMEXP, x, axis, reverse, dtype)
 
 
-def _cross_entropy_values(
+def cross_entropy_values(
     backend: Any, logits: Any, labels: Any, axis: Axis, where: Any, temperature: Any, label_smoothing: float,
     class_weight: Any, sample_weight: Any, ignore_index: int | None, z_loss: float, softcap: float | None,
     reduction: str, normalizer: Any, dtype: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    x = args.array(backend, "logits", logits)
+    x = logits if isinstance(logits, args.Shaped) else args.array(backend, "logits", logits)
     axis = args.axes(axis, x.ndim)
     dtype, compute = args.dtypes(backend, x, dtype)
     if reduction not in ("mean", "sum", "none"):
@@ -315,7 +315,7 @@ def _cross_entropy_values(
 
 
 CROSS_ENTROPY = Op(
-    "cross_entropy", _cross_entropy_values, F.cross_entropy, F.cross_entropy_vjp, F.cross_entropy_jvp, ("x", "labels")
+    "cross_entropy", cross_entropy_values, F.cross_entropy, F.cross_entropy_vjp, F.cross_entropy_jvp, ("x", "labels")
 )
 
 

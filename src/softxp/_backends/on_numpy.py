@@ -128,3 +128,6 @@ BACKEND = Backend(
     default_int=lambda like: np.dtype(np.int64),
     guard=quiet,
 )
+
+XP.call = lambda name, **values: BACKEND.lifted[name](values)
+XP.swept = lambda name, **values: BACKEND.sweeps[name](**values)

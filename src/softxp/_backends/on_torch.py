@@ -9,7 +9,7 @@ import torch
 from array_api_compat import torch as compat
 from torch.autograd import forward_ad
 
-from .._op import Op, is_array
+from .._op import OPS, Op, is_array
 from . import Backend, evaluate
 from ._namespace import careful, expm1
 
@@ -151,6 +151,7 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
             setup(ctx, inputs, output)
             ctx.save_for_forward(*inputs[1:], output)
+            ctx.set_materialize_grads(False)  # a tensor that does not move has no tangent, not one of zeros
 
         @staticmethod
         def backward(ctx: Any, *cts: Any) -> Any:
@@ -350,3 +351,16 @@ BACKEND = Backend(
     default_float=lambda like: torch.get_default_dtype(),
     default_int=lambda like: torch.int64,
 )
+
+
+def _call(name: str, **values: Any) -> Any:
+    return OPS[name].forward(XP, **values) if _compiling() or _transformed() else BACKEND.lifted[name](values)
+
+
+def _swept(name: str, **values: Any) -> Any:
+    if _rows is None or torch.is_grad_enabled() or _compiling() or _transformed():
+        return NotImplemented
+    return SWEEP[name](HOST, **values)
+
+
+XP.call, XP.swept = _call, _swept
