@@ -10,13 +10,15 @@ import pytest
 import softxp
 
 HOME = Path(softxp.__file__).parent
-ROOMS = {"core", "linear", "sparse", "transform", "streaming"}
+ROOMS = {"core", "decode", "linear", "routing", "sparse", "transform", "streaming"}
 MAY = {  # file -> files of ours it may import
     "_formulas": set(),
     "_op": set(),
     "_args": set(),
     "core": {"_args", "_formulas", "_op", "_backends"},
+    "decode": {"_args", "_formulas", "_op", "_backends"},
     "linear": {"_args", "_formulas", "_op", "_backends", "core"},
+    "routing": {"_args", "_formulas", "_op", "_backends"},
     "sparse": {"_args", "_formulas", "_op", "_backends"},
     "transform": {"_args", "_op", "_backends"},
     "streaming": {"_args", "_formulas", "_backends"},

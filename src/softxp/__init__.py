@@ -12,26 +12,34 @@ from ._backends import register
 from ._backends._threads import set_num_threads
 from ._backends._warm import use_kernels, warmup
 from .core import cross_entropy, log_softmax, logcumsumexp, logmeanexp, logsumexp, softmax
+from .decode import gumbel_softmax, mask_logits, sample
 from .linear import linear_cross_entropy
+from .routing import balance_loss, router_z_loss, topk_softmax
 from .sparse import entmax, sparsemax
 from .transform import jvp, value_and_grad, vjp
 
 __version__ = _version("softxp")
 
 __all__ = [
+    "balance_loss",
     "cross_entropy",
     "entmax",
+    "gumbel_softmax",
     "jvp",
     "linear_cross_entropy",
     "log_softmax",
     "logcumsumexp",
     "logmeanexp",
     "logsumexp",
+    "mask_logits",
     "register",
+    "router_z_loss",
+    "sample",
     "set_num_threads",
     "softmax",
     "sparsemax",
     "streaming",
+    "topk_softmax",
     "use_kernels",
     "value_and_grad",
     "vjp",

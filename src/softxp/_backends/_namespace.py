@@ -62,6 +62,14 @@ def add_product(matmul: Any) -> Callable[[Any, Any, Any], Any]:
     return lambda c, a, b: c + matmul(a.T, b)
 
 
+def largest(sort: Any, argsort: Any) -> dict[str, Callable[[Any, int], Any]]:
+    """The k largest entries along the last axis, in descending order, and where they lie: of equal ones the first."""
+    return {
+        "largest": lambda x, k: sort(x, axis=-1, descending=True)[..., :k],
+        "largest_at": lambda x, k: argsort(x, axis=-1, descending=True, stable=True)[..., :k],
+    }
+
+
 # Every function that a formula may use: what a namespace must offer to be served.
 USED = [
     "abs", "arange", "argmax", "asarray", "astype", "bool", "broadcast_to", "concat", "cumulative_sum", "exp",
@@ -83,6 +91,7 @@ def careful(xp: Any, **instead: Any) -> SimpleNamespace:
     if hasattr(xp, "bfloat16"):
         names["bfloat16"] = xp.bfloat16
     names["sum"] = blocked(xp.sum, xp.reshape)
+    names.update(largest(getattr(xp, "sort", None), getattr(xp, "argsort", None)))
     names["in_chunks"] = in_chunks(names.get("concat"))
     names["add_product"] = add_product(names.get("matmul"))
     space = SimpleNamespace(**{**names, **instead})
