@@ -96,12 +96,12 @@ def sample_forward(
         draw = xp.zeros_like(draw)
     mass = xp.cumulative_sum(e, axis=-1)
     alive = e > 0  # a running sum that is not added one by one may seem to grow where nothing was added
-    rank = xp.cumulative_sum(xp.astype(alive, integer), axis=-1)
+    rank = xp.cumulative_sum(F.cast(xp, alive, compute), axis=-1)
     hit = alive & ((mass > draw * mass[..., -1:]) | (rank == rank[..., -1:]))
-    before = xp.cumulative_sum(xp.astype(hit, integer), axis=-1) == 0
+    before = xp.cumulative_sum(F.cast(xp, hit, compute), axis=-1) == 0
     last = (e.ndim - 1,)
-    token = F.total(xp, xp.astype(before, integer), last)
-    return F.drop(xp, xp.where(none, xp.full_like(token, -1), token), last)
+    token = F.total(xp, F.cast(xp, before, compute), last)
+    return xp.astype(F.drop(xp, xp.where(none, xp.full_like(token, -1), token), last), integer)
 
 
 def noise(xp, uniforms, compute):
