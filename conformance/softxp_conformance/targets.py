@@ -263,7 +263,12 @@ def _jax_jvp(fn: Any, arrays: Any, options: Any, tangent: Any) -> Any:
 def _jitted(fn: Any, arrays: Any, options: Any) -> Any:
     import jax
 
-    return jax.jit(lambda *a: fn(*a, **options))(*arrays)
+    moving = [i for i, a in enumerate(arrays) if hasattr(a, "dtype")]  # a plain number stays what it is
+
+    def traced(*given: Any) -> Any:
+        return fn(*(given[moving.index(i)] if i in moving else a for i, a in enumerate(arrays)), **options)
+
+    return jax.jit(traced)(*(arrays[i] for i in moving))
 
 
 def _jitted_vjp(fn: Any, arrays: Any, options: Any, ct: Any) -> Any:

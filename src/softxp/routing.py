@@ -142,10 +142,7 @@ class Load:
 def balance_loss_forward(
     xp, x, *, k, axis, where=None, temperature=1.0, sample_weight=None, dtype, compute
 ):  # fmt: skip
-    def formula(name, **values):
-        return F.softmax(xp, **values)
-
-    load = Load(xp, formula, x, k, axis, where, temperature, sample_weight, compute)
+    load = Load(xp, xp.call, x, k, axis, where, temperature, sample_weight, compute)
     return F.cast(xp, F.drop(xp, load.loss, tuple(range(x.ndim))), dtype)
 
 
@@ -191,10 +188,7 @@ def row_targets(xp, w, sample_weight, compute):
 def router_z_loss_forward(
     xp, x, *, axis, where=None, sample_weight=None, reduction, normalizer=None, dtype, compute
 ):  # fmt: skip
-    def formula(name, **values):
-        return F.logsumexp(xp, **values)
-
-    lse, where, w = squares(xp, formula, x, axis, where, sample_weight, compute)
+    lse, where, w = squares(xp, xp.call, x, axis, where, sample_weight, compute)
     t = row_targets(xp, w, sample_weight, compute)
     return F.cast(xp, F.reduce_rows(xp, t, lse * lse, normalizer, reduction, axis)[0], dtype)
 
