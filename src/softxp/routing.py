@@ -118,7 +118,7 @@ class Load:
     def __init__(self, xp, call, x, k, axis, where, temperature, sample_weight, compute):
         self.where, self.w = counted(xp, x, axis, where, sample_weight, compute)
         self.tokens = tuple(a for a in range(x.ndim) if a not in axis)
-        self.experts = prod(x.shape[a] for a in axis)
+        self.experts = prod([x.shape[a] for a in axis])
         how = dict(axis=axis, where=self.where, temperature=temperature, dtype=compute, compute=compute)
         self.p = call("softmax", x=x, **how)
         chosen = F.among_largest(xp, F.masked(xp, x, self.where, compute), k, axis)
@@ -242,7 +242,7 @@ def router_z_loss_jvp(
 
 def _choices(backend: Any, x: Any, axis: tuple[int, ...], k: int) -> int:
     """k, checked against how many there are to choose from."""
-    k, n = args.count("k", k), prod(x.shape[a] for a in axis)
+    k, n = args.count("k", k), prod([x.shape[a] for a in axis])
     if args.known(n) and k > n:
         raise ValueError(f"k must be at most the number of experts, the size {n} of axis {axis}, got {k}.")
     return k
