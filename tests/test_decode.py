@@ -1,4 +1,4 @@
-"""What is drawn: the rules in their order, ties, draws that follow their distribution, and rows that have nothing to draw."""
+"""What is drawn: the rules in their order, ties, draws that follow their distribution, rows with nothing to draw."""
 
 from itertools import product
 
@@ -82,7 +82,7 @@ def test_the_temperature_moves_the_nucleus_and_is_not_divided_by():
 
 
 def test_derivative_of_a_mask():
-    y, pullback = softxp.vjp(softxp.mask_logits, LOGITS, top_k=2)
+    _, pullback = softxp.vjp(softxp.mask_logits, LOGITS, top_k=2)
     np.testing.assert_array_equal(pullback(np.arange(1.0, 7.0))[0], [1, 0, 3, 0, 0, 0])
     torch = pytest.importorskip("torch")
     x = torch.tensor([[1.0, 2.0, 0.5]], requires_grad=True)
@@ -352,7 +352,9 @@ def test_straight_through():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_noise_at_the_ends(dtype):
     """u = 0, the smallest numbers, and the largest below 1: finite noise, no warning, and derivatives without NaN."""
-    u = np.asarray([[0.0, np.finfo(dtype).smallest_subnormal, np.finfo(dtype).tiny, np.nextafter(dtype(1), dtype(0))]], dtype)
+    u = np.asarray(
+        [[0.0, np.finfo(dtype).smallest_subnormal, np.finfo(dtype).tiny, np.nextafter(dtype(1), dtype(0))]], dtype
+    )
     x = np.zeros((1, 4), dtype)
     for asarray, _ in list(generators(0))[: 3 if dtype is np.float32 else 2]:
         for hard in False, True:

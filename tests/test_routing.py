@@ -86,7 +86,10 @@ def test_derivatives_of_the_gate(normalize):
     where = hot.sum(1) > 0 if normalize else None
     want = softxp.vjp(softxp.softmax, x, where=where, temperature=0.8)[1](np.einsum("rk,rkn->rn", v, hot))[0]
     np.testing.assert_allclose(g, want, rtol=1e-12, atol=1e-15)
-    t, temperature = torch.tensor(x, requires_grad=True), torch.tensor([[0.8]] * 5, dtype=torch.float64, requires_grad=True)
+    t, temperature = (
+        torch.tensor(x, requires_grad=True),
+        torch.tensor([[0.8]] * 5, dtype=torch.float64, requires_grad=True),
+    )
     gate = lambda x, t: softxp.topk_softmax(x, 3, normalize=normalize, temperature=t)[0]  # noqa: E731
     assert torch.autograd.gradcheck(gate, (t, temperature), check_undefined_grad=False)
     assert torch.autograd.gradgradcheck(gate, (t, temperature), check_undefined_grad=False)

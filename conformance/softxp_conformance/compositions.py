@@ -184,9 +184,7 @@ def _sample(x: Any, uniforms: Any, *, temperature: float = 1.0, **options: Any) 
     return np.where(np.any(p > 0, axis=-1), np.argmax(found, axis=-1), -1)
 
 
-def _gumbel_softmax(
-    x: Any, uniforms: Any, *, temperature: float = 1.0, where: Any = True, hard: bool = False
-) -> Any:
+def _gumbel_softmax(x: Any, uniforms: Any, *, temperature: float = 1.0, where: Any = True, hard: bool = False) -> Any:
     part = where & (np.real(x) > -np.inf)
     z = np.where(part, x, 0.0) - np.log(-np.log(uniforms))
     soft = softmax(np.where(part, z / temperature, -np.inf))

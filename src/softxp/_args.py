@@ -224,8 +224,9 @@ def uniforms(backend: Any, find: Any, rng: Any, shape: tuple, dtype: Any, x: Any
         return drawn
     if not (hasattr(rng, "dtype") and hasattr(rng, "shape")):
         raise TypeError(
-            f"rng must be numpy's Generator, a generator or key of {backend.name}'s own, or an array of uniforms in [0, 1) of "
-            f"shape {tuple(shape)}, got {type(rng).__name__}; where code is traced, numpy's Generator cannot draw for each call."
+            f"rng must be numpy's Generator, a generator or key of {backend.name}'s own, or an array of uniforms in [0, 1) "
+            f"of shape {tuple(shape)}, got {type(rng).__name__}; where code is traced, numpy's Generator cannot draw for "
+            "each call."
         )
     u = companion(backend, find, "rng", rng, x)
     if dtype_name(u.dtype) not in FLOATS:

@@ -75,7 +75,7 @@ def mask_logits_jvp(call, xp, y, tangents, x, **options):
 def sample_forward(
     xp, x, uniforms, *, axis, where=None, temperature=1.0, top_k, top_p, min_p, integer, compute
 ):  # fmt: skip
-    """The first entry where the running mass passes uniform · whole mass; the last that has mass, if rounding let it pass none."""
+    """The first entry where the running mass passes uniform · whole mass; the last with mass, if rounding lets none pass."""
     u = F.masked(xp, x, where, compute)
     exact = x.dtype == compute
     stays, sick = kept(xp, u, temperature, top_k, top_p, min_p, axis, exact)

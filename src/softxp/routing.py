@@ -1,4 +1,4 @@
-"""Mixtures of experts: topk_softmax, the gate; balance_loss and router_z_loss, which keep its load and its logits in bounds."""
+"""Mixtures of experts: topk_softmax, the gate; balance_loss and router_z_loss, which keep its load and logits in bounds."""
 
 from math import prod
 from typing import Any, Literal
@@ -26,7 +26,7 @@ def topk_indices_forward(xp, x, *, k, axis, where=None, integer, compute):
 
 
 class Slots:
-    """Between a row's entries and its k slots, both along `axis`: `pick` takes entries into slots, `place` is its adjoint."""
+    """From a row's entries to its k slots, both along `axis`: `pick` takes entries into slots, `place` is its adjoint."""
 
     def __init__(self, xp, indices, entries, axis):
         (self.a,) = axis
@@ -69,7 +69,7 @@ def topk_softmax_vjp(
     slots = Slots(xp, indices, entries, axis)
     ct = F.cast(xp, ct, compute)
     if not normalize:
-        how = dict(axis=axis, where=where, temperature=temperature, dtype=compute, compute=compute)
+        how: Any = dict(axis=axis, where=where, temperature=temperature, dtype=compute, compute=compute)
         p = call("softmax", x=x, **how)
         return F.softmax_vjp(call, xp, slots.place(ct), p, wanted, x, **how)
     z, sick = slot_scores(xp, x, slots, indices, axis, where, compute)
@@ -87,7 +87,7 @@ def topk_softmax_jvp(
 ):  # fmt: skip
     slots = Slots(xp, indices, entries, axis)
     if not normalize:
-        how = dict(axis=axis, where=where, temperature=temperature, dtype=compute, compute=compute)
+        how: Any = dict(axis=axis, where=where, temperature=temperature, dtype=compute, compute=compute)
         p = call("softmax", x=x, **how)
         return F.cast(xp, slots.pick(F.softmax_jvp(call, xp, p, tangents, x, **how)), dtype)
     z, _ = slot_scores(xp, x, slots, indices, axis, where, compute)
@@ -113,7 +113,7 @@ def counted(xp, x, axis, where, sample_weight, compute):
 
 
 class Load:
-    """Of each expert: f, the fraction of tokens that chose it, and mean, its mean probability; both over the tokens that count."""
+    """Of each expert, over the tokens that count: f, the fraction that chose it, and mean, its mean probability."""
 
     def __init__(self, xp, call, x, k, axis, where, temperature, sample_weight, compute):
         self.where, self.w = counted(xp, x, axis, where, sample_weight, compute)
@@ -162,7 +162,7 @@ def balance_loss_jvp(
     call, xp, y, tangents, x, *, k, axis, where=None, temperature=1.0, sample_weight=None, dtype, compute
 ):  # fmt: skip
     load = Load(xp, call, x, k, axis, where, temperature, sample_weight, compute)
-    how = dict(axis=axis, where=load.where, temperature=temperature, dtype=compute, compute=compute)
+    how: Any = dict(axis=axis, where=load.where, temperature=temperature, dtype=compute, compute=compute)
     moved = {k: v for k, v in tangents.items() if k != "sample_weight"}
     dy = load.by_probability() * F.softmax_jvp(call, xp, load.p, moved, x, **how)
     if "sample_weight" in tangents:
@@ -259,16 +259,12 @@ def _topk_values(
     integer = backend.default_int(x)
     indices = backend.lifted["topk_indices"](dict(how, k=_choices(backend, x, axes, k), integer=integer))
     n = x.shape[axes[0]]
-    entries = backend.xp.reshape(
-        backend.arange(n, integer, x), tuple(n if a in axes else 1 for a in range(x.ndim))
-    )
+    entries = backend.xp.reshape(backend.arange(n, integer, x), tuple(n if a in axes else 1 for a in range(x.ndim)))
     return dict(values, indices=indices, entries=entries, normalize=bool(normalize))
 
 
 OPS["topk_indices"] = Op("topk_indices", _topk_values, topk_indices_forward)
-TOPK_SOFTMAX = Op(
-    "topk_softmax", _topk_values, topk_softmax_forward, topk_softmax_vjp, topk_softmax_jvp, ("x", "k")
-)
+TOPK_SOFTMAX = Op("topk_softmax", _topk_values, topk_softmax_forward, topk_softmax_vjp, topk_softmax_jvp, ("x", "k"))
 
 
 @record(TOPK_SOFTMAX)
@@ -289,15 +285,15 @@ def topk_softmax(
     normalize : let the k weights have sum 1.
     axis : int: what the experts lie along.
     where : bool array that broadcasts to the logits. False experts are not chosen, and have no mass.
-    temperature : number, or array that broadcasts to the logits with size 1 along `axis`; at least 0. It changes weights, never
-        the choice.
+    temperature : number, or array that broadcasts to the logits with size 1 along `axis`; at least 0. It changes weights,
+        never the choice.
     dtype : dtype of the weights. Default: that of the logits (of the default float for integers).
 
     Returns
     -------
     (weights, indices), both of the logits' shape with k along `axis`, weights in descending order; indices in the library's
     default integer. Of equal logits the first comes first. Where fewer than k experts take part, the slots left over have
-    weight 0 and index -1; so have all slots of a row with nothing in it. A row that holds NaN has weights NaN and indices -1.
+    weight 0 and index -1; so have all slots of a row with nothing in it. A row that holds NaN has weights NaN, indices -1.
 
     Raises
     ------
@@ -351,9 +347,7 @@ def _z_values(
     return dict(values, sample_weight=s, reduction=reduction, normalizer=norm)
 
 
-BALANCE_LOSS = Op(
-    "balance_loss", _balance_values, balance_loss_forward, balance_loss_vjp, balance_loss_jvp, ("x", "k")
-)
+BALANCE_LOSS = Op("balance_loss", _balance_values, balance_loss_forward, balance_loss_vjp, balance_loss_jvp, ("x", "k"))
 ROUTER_Z_LOSS = Op("router_z_loss", _z_values, router_z_loss_forward, router_z_loss_vjp, router_z_loss_jvp)
 
 
@@ -380,8 +374,8 @@ def balance_loss(
     Returns
     -------
     array (). f counts all k choices, so that Σ f = k and an even load gives k, for k = 1 that of Switch Transformer, 1;
-    all tokens at k experts give up to n. Dropped tokens, and tokens with nothing in their row, count for nothing whatever their
-    logits hold; with none that counts the loss is 0. A NaN that counts makes the loss NaN.
+    all tokens at the same k experts give up to n. Dropped tokens, and tokens with nothing in their row, count for nothing
+    whatever their logits hold; with none that counts the loss is 0. A NaN that counts makes the loss NaN.
 
     Raises
     ------
@@ -426,8 +420,8 @@ def router_z_loss(
 
     Returns
     -------
-    array () or, with reduction="none", the logits' shape without `axis`. Dropped tokens, and tokens with nothing in their row,
-    count for nothing whatever their logits hold; with none that counts the loss is 0. +inf in a token that counts gives inf.
+    array () or, with reduction="none", the logits' shape without `axis`. Dropped tokens, and tokens with nothing in their
+    row, count for nothing whatever their logits hold; with none that counts the loss is 0. A +inf that counts gives inf.
 
     Raises
     ------

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .._op import OPS, Op, is_array
 from . import Backend, numpy_uniform
@@ -82,7 +83,7 @@ def _double(x: Any) -> bool:
 
 def _uniform(rng: Any, shape: tuple, dtype: Any, like: Any) -> Any:
     if not isinstance(rng, jax.Array):
-        if isinstance(like, jax.core.Tracer):
+        if isinstance(like, Tracer):
             return NotImplemented  # numpy would draw once, while the code is traced
         return numpy_uniform(_put, jnp, rng, shape, dtype, like)
     typed = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)

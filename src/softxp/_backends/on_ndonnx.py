@@ -25,7 +25,6 @@ XP = careful(
 del XP.sort  # it wants sizes that are known already
 
 
-
 def _uniform(rng: Any, shape: tuple, dtype: Any, like: Any) -> Any:
     try:
         like.unwrap_numpy()

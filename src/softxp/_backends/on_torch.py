@@ -341,8 +341,8 @@ def _uniform(rng: Any, shape: tuple, dtype: Any, like: Any) -> Any:
     if isinstance(rng, torch.Generator):
         if _compiling():
             raise TypeError(
-                "torch.compile takes no torch.Generator (torch 2.13); draw before the call, torch.rand(shape, generator=...), "
-                "and pass the array of uniforms as rng."
+                "torch.compile takes no torch.Generator (torch 2.13); draw before the call, with torch.rand(shape, "
+                "generator=...), and pass the uniforms as rng."
             )
         if rng.device.type != like.device.type:
             raise ValueError(
