@@ -10,13 +10,15 @@ import pytest
 import softxp
 
 HOME = Path(softxp.__file__).parent
-ROOMS = {"core", "linear", "sparse", "transform", "streaming"}
+ROOMS = {"contrastive", "core", "linear", "sparse", "transform", "streaming"}
 MAY = {  # file -> files of ours it may import
     "_formulas": set(),
     "_op": set(),
     "_args": set(),
+    "contrastive": {"_args", "_formulas", "_products", "_op", "_backends"},
     "core": {"_args", "_formulas", "_op", "_backends"},
-    "linear": {"_args", "_formulas", "_op", "_backends", "core"},
+    "_products": {"_args", "_formulas", "_op"},
+    "linear": {"_args", "_products", "_op", "_backends", "core"},
     "sparse": {"_args", "_formulas", "_op", "_backends"},
     "transform": {"_args", "_op", "_backends"},
     "streaming": {"_args", "_formulas", "_backends"},

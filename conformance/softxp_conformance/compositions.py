@@ -144,6 +144,33 @@ LINEAR = {
     "rows": _products(chunk_size=4, softcap=5.0, temperature=True, reduction="none"),
 }
 
+
+# --- contrastive_loss --------------------------------------------------------------------------------------------------
+
+
+def _contrastive(a: Any, b: Any, *, loss: str, temperature: Any, chunk_size: Any = None, bias: Any = 0.0) -> Any:
+    z, pair = a @ b.T / temperature, np.eye(len(a), dtype=bool)
+    if loss == "siglip":
+        return np.sum(np.log(1 + np.exp(np.where(pair, -z - bias, z + bias)))) / len(a)
+    labels = np.arange(len(a))
+    one = cross_entropy(z, labels)
+    return one if loss == "infonce" else (one + cross_entropy(z.T, labels)) / 2
+
+
+def _pairs(**options: Any) -> Callable[[Any], tuple[Arrays, Options]]:
+    return lambda rng: ([rng.normal(size=(5, 3)), rng.normal(size=(5, 3))], options)
+
+
+CONTRASTIVE = {
+    "infonce": _pairs(loss="infonce", temperature=0.5),
+    "clip": _pairs(loss="clip", temperature=0.75, chunk_size=2),
+    "siglip": _pairs(loss="siglip", temperature=0.5, bias=-1.5, chunk_size=2),
+}
+
 COMPOSITIONS: dict[str, Composition] = {
-    c.name: c for c in (Composition("linear_cross_entropy", _linear, LINEAR),)
-}  # fmt: skip
+    c.name: c
+    for c in (
+        Composition("linear_cross_entropy", _linear, LINEAR),
+        Composition("contrastive_loss", _contrastive, CONTRASTIVE),
+    )
+}

@@ -11,14 +11,17 @@ from . import streaming
 from ._backends import register
 from ._backends._threads import set_num_threads
 from ._backends._warm import use_kernels, warmup
+from .contrastive import contrastive_loss
 from .core import cross_entropy, log_softmax, logcumsumexp, logmeanexp, logsumexp, softmax
-from .linear import linear_cross_entropy
+from .linear import VocabularyShard, linear_cross_entropy
 from .sparse import entmax, sparsemax
 from .transform import jvp, value_and_grad, vjp
 
 __version__ = _version("softxp")
 
 __all__ = [
+    "VocabularyShard",
+    "contrastive_loss",
     "cross_entropy",
     "entmax",
     "jvp",
