@@ -20,7 +20,7 @@ def of_side(a, b, labels, classes, temperature, chunk_size, dtype, compute):
     )  # fmt: skip
 
 
-def sides(a, b, loss, **how):
+def sides(a, b, loss, **how) -> Any:
     """The calls whose mean the loss is, and what each calls a and b."""
     one = of_side(a, b, **how), {"a": "hidden", "b": "kernel"}
     return [one] if loss == "infonce" else [one, (of_side(b, a, **how), {"b": "hidden", "a": "kernel"})]
@@ -40,7 +40,7 @@ def with_gradient(call, xp, wanted, a, b, *, loss, bias, dtype, compute, **how):
     calls = sides(a, b, loss, dtype=compute, compute=compute, **how)
     total, out = 0, {}
     for values, names in calls:
-        theirs = tuple(names[k] if k in names else k for k in wanted)
+        theirs = tuple(names.get(k, k) for k in wanted)
         y, gradients = P.derivative(call, xp, None, theirs, **values)
         total = total + F.drop(xp, y, (0, 1))
         for k, name in zip(wanted, theirs, strict=True):
