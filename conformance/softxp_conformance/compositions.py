@@ -162,7 +162,7 @@ def _pairs(**options: Any) -> Callable[[Any], tuple[Arrays, Options]]:
 
 
 CONTRASTIVE = {
-    "infonce": _pairs(loss="infonce", temperature=0.5),
+    "plain": _pairs(loss="infonce", temperature=0.5),
     "clip": _pairs(loss="clip", temperature=0.75, chunk_size=2),
     "siglip": _pairs(loss="siglip", temperature=0.5, bias=-1.5, chunk_size=2),
 }

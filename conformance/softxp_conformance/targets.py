@@ -413,7 +413,7 @@ JAX = Target(
         r"test_rows.*-float16-\w+-(plain|where|T per row|weighted mean)-",
         r"test_vjp.*float64-",
         r"test_vjp.*-(bfloat16|float16|float32)-\w+-(plain|weighted mean)-",
-        r"test_composed.*float32-",
+        r"test_composed(_vjp)?\[.*float32-",
         r"test_jvp.*float64-\w+-(plain|where|T per row|weighted mean)-",
         r"test_long.*-float32-.*(--1|vjp|jvp)\]",
         r"test_long.*-(float16|float64)-(?!logcumsumexp).*(50257-normal|vjp)",
@@ -466,7 +466,7 @@ TARGETS = {
                 r"test_rows.*(bfloat16|float64)-(softmax|log_softmax)-plain",
                 r"test_vjp.*float32-(softmax|log_softmax)-plain",
                 r"test_vjp.*float32-.*weighted mean",
-                r"test_composed(_vjp)?\[.*float32-",
+                r"test_composed(_vjp)?\[.*float32-.*-plain\]",
             ),
         ),
         replace(
@@ -486,7 +486,7 @@ TARGETS = {
             JAX, name="jax-jitted", call=_jitted, vjp=_jitted_vjp, jvp=_jitted_jvp, traces=None, export=None, stated={},
             only=(
                 r"test_(rows|vjp|jvp).*(bfloat16|float32)-.*-(plain|T per row|where|weighted mean)-",
-                r"test_composed.*float32-",
+                r"test_composed_jvp\[.*float32-.*-plain\]",
             ),
         ),
         Target(
@@ -499,11 +499,12 @@ TARGETS = {
             # graphs of many tasks: values in two dtypes, reverse mode in one, a few variants of the rest; and few running
             # sums, whose graphs of small pieces take seconds to plan
             only=(
-                r"^(?!test_(rows|vjp|jvp|long|drawn)\b|test_contract_.*-float16|test_contract_(threads|same).*(cumsum|sparse|ent))",
+                r"^(?!test_(rows|vjp|jvp|long|drawn)\b|test_(contract_.*-float16|composed|contract_(threads|same).*(cumsum|sparse|ent)))",
                 r"test_(contract_same_bits|drawn)\b.*float32-(?!sparsemax|entmax)",
                 r"test_long.*float32-(?!logcumsumexp)",
                 r"test_long.*float(16|64)-(softmax|logsumexp|cross_entropy)-50257-normal",
                 r"test_contract_same_bits_in.*float32-sparsemax",
+                r"test_composed(_vjp)?\[.*float32-.*-plain\]",
                 r"test_rows.*(float32|float64)-",
                 r"test_rows.*float16-\w+-plain-",
                 r"test_vjp.*float64-",
@@ -525,7 +526,7 @@ TARGETS = {
                 r"test_(rows|contract_(dtype|export)).*float32-(sparsemax|entmax)(-plain|\])",
                 r"test_vjp.*float32-(softmax|log_softmax|cross_entropy)-plain-",
                 "test_gap",
-                r"test_composed(_vjp)?\[.*float32-",
+                r"test_composed(_vjp)?\[.*float32-.*-plain\]",
                 r"test_long.*float32-(softmax|logsumexp)-50257-normal",
                 r"test_contract_(dtype|default|keepdims|empty|one_number|label|unsigned|errors|bool|int|export)(?!.*(sparse|ent)max)",
             ),
