@@ -144,8 +144,9 @@ def kl_vjp(call, xp, ct, y, wanted, x, q_logits, *, dtype, **values):
 
 def kl_jvp(call, xp, y, tangents, x, q_logits, *, dtype, **values):
     slopes = divergence_slopes(call, xp, ("x", "q_logits"), x, q_logits, **values)
-    dy = F.push_slopes(xp, slopes, None, tangents, dict(values, x=x, q_logits=q_logits))
-    return F.cast(xp, F.drop(xp, dy, values["axis"]), dtype)
+    dy = F.drop(xp, F.push_slopes(xp, slopes, None, tangents, dict(values, x=x, q_logits=q_logits)), values["axis"])
+    # an answer that is NaN moves by NaN, though one side be frozen
+    return F.cast(xp, dy * xp.where(y == y, xp.ones_like(dy), xp.full_like(dy, NAN)), dtype)
 
 
 # --- formulas: distillation ------------------------------------------------------------------------------------------
