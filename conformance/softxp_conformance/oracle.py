@@ -609,7 +609,7 @@ def _beside(parts: list[Number]) -> Number:
 
 def _by_scores(row: Row, g: Number, broken: Any, where: Any) -> Number:
     """∂/∂logits of ∂/∂z."""
-    g = num.where(row.frozen, 0.0, num.where(broken, NAN, g / np.where(row.frozen, 1.0, row.t)))
+    g = num.where(broken, NAN, num.where(row.frozen, 0.0, g / np.where(row.frozen, 1.0, row.t)))
     return g if where is None else num.where(where, g, 0.0)
 
 

@@ -293,8 +293,11 @@ def _function_of(item: Any) -> str | None:
 
 def _lean(item: Any) -> bool:
     """Is the test about a function of which little is asked?"""
-    cases = (value.case if isinstance(value, Question) else value for value in item.callspec.params.values())
-    return any(isinstance(case, Case) and case.lean for case in cases)
+    for value in item.callspec.params.values():
+        case = value.case if isinstance(value, Question) else value[0] if isinstance(value, tuple) and value else value
+        if isinstance(case, (Case, Composition)):
+            return case.lean
+    return False
 
 
 def _family_of(item: Any) -> str | None:

@@ -59,6 +59,7 @@ class Target:
     # the same, of functions that are asked little (Case.lean)
     lean: tuple[str, ...] = (
         r"test_rows\[.*-(plain|.*float(32|64)-)", r"test_vjp\[.*-float(32|64)-", r"test_jvp\[.*-float64-.*-plain-",
+        r"test_composed\[", r"test_composed_vjp\[.*-float(32|64)-", r"test_composed_jvp\[.*-float64-",
         r"test_contract_(dtype_device|default_axis|traced_once).*-(float32-)?\w+$",
     )  # fmt: skip
 
@@ -427,7 +428,8 @@ JAX = Target(
         r"test_long.*-(float16|float64)-(?!logcumsumexp).*(50257-normal|vjp)",
         r"test_long.*-bfloat16-(?!logcumsumexp).*50257-normal--1",
     ),
-    lean=(r"test_rows\[.*-float32-(entropy|kl_divergence|sparsemax_loss)-plain-", r"test_vjp\[.*-float32-.*-plain-"),
+    lean=(r"test_rows\[.*-float32-(entropy|kl_divergence|sparsemax_loss)-plain-", r"test_vjp\[.*-float32-.*-plain-",
+          r"test_composed_vjp\[.*-float32-.*and hard"),
     stated={"same_bits_in_a_batch": "XLA compiles each shape anew, and may vectorise it otherwise"},
     flushes=("bfloat16", "float32", "float64"),
     tight=True,

@@ -138,14 +138,17 @@ def kl_forward(xp, x, q_logits, *, axis, where=None, temperature=1.0, dtype, com
 
 def kl_vjp(call, xp, ct, y, wanted, x, q_logits, *, dtype, **values):
     slopes = divergence_slopes(call, xp, ("x", "q_logits"), x, q_logits, **values)
-    ct = F.cast(xp, F.keep(xp, ct, values["axis"]), values["compute"])
-    return F.pull_slopes(xp, slopes, ct, None, wanted, dict(values, x=x, q_logits=q_logits))
+    ct, y = (F.cast(xp, F.keep(xp, each, values["axis"]), values["compute"]) for each in (ct, y))
+    out = F.pull_slopes(xp, slopes, ct, None, wanted, dict(values, x=x, q_logits=q_logits))
+    # an answer that is NaN moves by NaN, though one side be frozen
+    nan = xp.where(y == y, xp.zeros_like(y), xp.full_like(y, NAN))
+    nan = nan if values["where"] is None else xp.where(values["where"], nan, xp.zeros_like(nan))
+    return {k: g if k == "temperature" else g + F.cast(xp, nan, g.dtype) for k, g in out.items()}
 
 
 def kl_jvp(call, xp, y, tangents, x, q_logits, *, dtype, **values):
     slopes = divergence_slopes(call, xp, ("x", "q_logits"), x, q_logits, **values)
     dy = F.drop(xp, F.push_slopes(xp, slopes, None, tangents, dict(values, x=x, q_logits=q_logits)), values["axis"])
-    # an answer that is NaN moves by NaN, though one side be frozen
     return F.cast(xp, dy * xp.where(y == y, xp.ones_like(dy), xp.full_like(dy, NAN)), dtype)
 
 
