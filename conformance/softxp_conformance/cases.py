@@ -198,6 +198,7 @@ LOSSES = {
     "nothing counted": _nothing,
 }
 
+
 def _second(x: Any) -> Any:
     """Logits beside logits: the same entries in another order, hardly others, less of them, the neighbour's. Less of them
     too where a sum of their differences is beyond the largest number.

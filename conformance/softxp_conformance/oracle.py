@@ -629,7 +629,7 @@ def _divergence(x: Any, beside: Any, *, where: Any = None, temperature: Any = 1.
     both, only_p = a.part & b.part, a.part & ~b.part
     g = num.where(both, num.where(both, a.d, 0.0) - num.where(both, b.d, 0.0), 0.0)
     # log Σ q e^g, to many digits where that is near 1: rows may differ by less than fifty
-    change = num.where(both, b.e * num.expm1(g), num.where(b.part, -b.e, 0.0)) / (b.r + 1.0)
+    change = num.where(both, b.e * num.expm1(g), a.e - b.e) / (b.r + 1.0)
     over = num.total(change)
     small = np.abs(over.hi) < 0.25
     log = num.where(small, num.log1p(num.where(small, over, 0.0)), a.log() - b.log())
@@ -652,7 +652,7 @@ def _fenchel_young(
     x: Any, labels: Any, *, where: Any = None, temperature: Any = 1.0, alpha: Any = 1.5, label_smoothing: float = 0.0,
     ignore_index: int | None = -100, reduction: str = "none",
 ) -> Sloped:  # fmt: skip
-    """Σ φ(y) - φ(p) - φ'(p) (y - p), where φ'(p) is d - c + 1/alpha; c from the first entry of the row, which has a share."""
+    """Σ φ(y) - φ(p) - φ'(p) (y - p), where φ'(p) is d - c + 1/alpha, with c from the row's first maximum."""
     a = _project(x, where, temperature, alpha)
     row, p = a.row, a.p
     y, share, ignored, outside = _labels(x, labels, where, ignore_index)

@@ -428,8 +428,11 @@ JAX = Target(
         r"test_long.*-(float16|float64)-(?!logcumsumexp).*(50257-normal|vjp)",
         r"test_long.*-bfloat16-(?!logcumsumexp).*50257-normal--1",
     ),
-    lean=(r"test_rows\[.*-float32-(entropy|kl_divergence|sparsemax_loss)-plain-", r"test_vjp\[.*-float32-.*-plain-",
-          r"test_composed_vjp\[.*-float32-.*and hard"),
+    lean=(
+        r"test_rows\[.*-float32-(entropy|kl_divergence|sparsemax_loss)-plain-",
+        r"test_vjp\[.*-float32-.*-plain-",
+        r"test_composed_vjp\[.*-float32-.*and hard",
+    ),
     stated={"same_bits_in_a_batch": "XLA compiles each shape anew, and may vectorise it otherwise"},
     flushes=("bfloat16", "float32", "float64"),
     tight=True,

@@ -778,7 +778,9 @@ def pull_slopes(xp, slopes, f, dropped, wanted, values):
             names = names | {"temperature"}
         compute = values["compute"]
         x = cast(xp, values[each.name], compute)  # so that a sum of several is rounded once
-        got = to_inputs(xp, gz, row_sum, names, x, each.softcap, values["axis"], values["where"], each.temperature, compute)
+        got = to_inputs(
+            xp, gz, row_sum, names, x, each.softcap, values["axis"], values["where"], each.temperature, compute
+        )
         for name, g in got.items():
             name = each.name if name == "x" else name
             out[name] = out[name] + g if name in out else g
@@ -871,7 +873,9 @@ def loss_jvp(xp, parts, tangents, values):
     return cast(xp, drop(xp, out, everything), values["dtype"])
 
 
-def cross_entropy_by_rows(call, xp, x, labels, *, z_loss=0.0, softcap=None, label_smoothing=0.0, class_weight=None, **values):
+def cross_entropy_by_rows(
+    call, xp, x, labels, *, z_loss=0.0, softcap=None, label_smoothing=0.0, class_weight=None, **values
+):
     """Cross-entropy by its rows: the targets, the loss, its slope, and what else it moves with."""
     axis, where, temperature, compute = (values[k] for k in ("axis", "where", "temperature", "compute"))
     u = x if softcap is None else capped(xp, x, softcap, compute)

@@ -280,9 +280,20 @@ def cross_entropy_values(
     reduction: str, normalizer: Any, dtype: Any,
 ) -> dict[str, Any]:  # fmt: skip
     values = args.of_loss(
-        backend, find, logits, labels, axis, where, temperature, sample_weight, ignore_index, reduction, normalizer, dtype
+        backend,
+        find,
+        logits,
+        labels,
+        axis,
+        where,
+        temperature,
+        sample_weight,
+        ignore_index,
+        reduction,
+        normalizer,
+        dtype,
     )
-    x, axis, temperature = values["x"], values["axis"], values["temperature"]
+    temperature = values["temperature"]
     z_loss = args.number("z_loss", z_loss, 0, float("inf"), "a finite number of at least 0")
     if z_loss and isinstance(temperature, float) and temperature in (0.0, float("inf")):
         raise ValueError(
@@ -291,7 +302,7 @@ def cross_entropy_values(
     return dict(
         values,
         label_smoothing=args.number("label_smoothing", label_smoothing, 0, 1, "within [0, 1]"),
-        class_weight=args.class_weight(backend, find, class_weight, x, axis),
+        class_weight=args.class_weight(backend, find, class_weight, values["x"], values["axis"]),
         z_loss=z_loss,
         softcap=None
         if softcap is None

@@ -91,11 +91,9 @@ def ratio(xp, a, b, axis):
     # Σ q expm1(g): exact where p and q are near each other, and there alone its logarithm is taken
     near = g <= 1
     over = xp.where(near, b.e * xp.expm1(xp.where(near, g, zero)), a.e - b.e)
-    over = F.total(xp, xp.where(live, over, xp.where(in_q, -b.e, zero)), axis) / (1 + b.r)
+    over = F.total(xp, xp.where(live, over, a.e - b.e), axis) / (1 + b.r)
     small = xp.abs(over) <= 0.25
-    log = xp.where(
-        small, xp.log1p(xp.where(small, over, xp.zeros_like(over))), xp.log1p(a.r) - xp.log1p(b.r)
-    )
+    log = xp.where(small, xp.log1p(xp.where(small, over, xp.zeros_like(over))), xp.log1p(a.r) - xp.log1p(b.r))
     sick = (a.r != a.r) | (b.r != b.r)
     return Ratio(xp.where(live, g - log, zero), in_p & ~in_q, in_q & ~in_p, a.m == -INF, sick)
 
@@ -172,7 +170,7 @@ def everyone(xp, like, sample_weight, compute):
     return F.Targets(None, None, None, None, one, s, None, nobody, nobody if s is None else nobody | (s == 0))
 
 
-HARD = dict(label_smoothing=0.0, z_loss=0.0, softcap=None)  # the hard part is plain cross-entropy, at temperature 1
+HARD: Any = dict(label_smoothing=0.0, z_loss=0.0, softcap=None)  # the hard part is plain cross-entropy, at temperature 1
 
 
 def mixture(labels, alpha):
@@ -208,7 +206,9 @@ def distillation_parts(call, xp, x, teacher, *, labels, alpha, **values):
     if soft:
         t, kl = soft_part(xp, x, teacher, axis, where, temperature, compute)
         loss = soft * (t * (t * kl))
-        slopes = divergence_slopes(call, xp, ("teacher", "x"), teacher, x, axis, where, temperature, compute, soft * t * t)
+        slopes = divergence_slopes(
+            call, xp, ("teacher", "x"), teacher, x, axis, where, temperature, compute, soft * t * t
+        )
         direct["temperature"] = lambda: (2 * soft * t * kl, None)
     if labels is None:
         return F.parts_of(xp, everyone(xp, loss, values["sample_weight"], compute), loss, slopes, direct, **values)
@@ -277,9 +277,9 @@ def entropy(
 
     Notes
     -----
-    Error in ulp, on every backend: at most 1 in float16 and bfloat16, 12 in float32 and float64, near 0 too: both terms are
-    at least 0. Derivative by the logits: p (Σ p d - d) / T; by temperature too. Rows with a +inf and rows at temperature 0 or
-    inf have derivative 0.
+    Error in ulp, on every backend: at most 1 in float16 and bfloat16, 12 in float32 and float64, near 0 too: both terms
+    are at least 0. Derivative by the logits: p (Σ p d - d) / T; by temperature too. Rows with a +inf and rows at
+    temperature 0 or inf have derivative 0.
 
     Source: Shannon 1948, doi:10.1002/j.1538-7305.1948.tb01338.x.
 
@@ -320,7 +320,7 @@ def kl_divergence(
     p_logits, q_logits : arrays (..., n) of one shape, real. Integers become the library's default float first.
     axis : int, tuple of ints or None (all axes): what a row lies along.
     where : bool array that broadcasts to the logits. False entries take part on neither side.
-    temperature : number, or array that broadcasts to the logits with size 1 along `axis`; dimensionless, at least 0. For both.
+    temperature : number, or array that broadcasts to the logits with size 1 along `axis`; of both, at least 0.
     dtype : dtype of the answer. Default: that which holds the numbers of both.
 
     Returns
@@ -368,7 +368,12 @@ def _distillation_values(
 
 
 DISTILLATION_LOSS = Op(
-    "distillation_loss", _distillation_values, distillation_forward, distillation_vjp, distillation_jvp, ("x", "teacher")
+    "distillation_loss",
+    _distillation_values,
+    distillation_forward,
+    distillation_vjp,
+    distillation_jvp,
+    ("x", "teacher"),
 )
 
 
@@ -380,13 +385,14 @@ def distillation_loss(
 ) -> Any:  # fmt: skip
     """A teacher's soft targets at a temperature, mixed with labels.
 
-        loss_i = alpha T² KL(softmax(teacher_i / T) ‖ softmax(student_i / T)) + (1 - alpha) cross_entropy(student_i, labels_i)
+        loss_i = alpha T² KL(softmax(teacher_i / T) ‖ softmax(student_i / T))
+                 + (1 - alpha) cross_entropy(student_i, labels_i)
         mean = Σ_i s_i loss_i / Σ_i s_i W_i,   W_i = Σ_c y_ic, which is 1 for integer labels and for none
 
-    The labels' part is at temperature 1. Without labels the loss is T² KL alone, whatever alpha is. T² keeps the gradients of
-    the soft part at one size whatever the temperature. Hinton, Vinyals & Dean take the cross-entropy with the soft targets
-    where KL stands here: more by T² times the teacher's entropy, which the student's gradient does not see. KL is 0 where
-    the student has the teacher's distribution.
+    The labels' part is at temperature 1. Without labels the loss is T² KL alone, whatever alpha is. T² keeps the gradients
+    of the soft part at one size whatever the temperature. Hinton, Vinyals & Dean take the cross-entropy with the soft
+    targets where KL stands here: more by T² times the teacher's entropy, which the student's gradient does not see. KL is
+    0 where the student has the teacher's distribution.
 
     Parameters
     ----------
@@ -416,8 +422,8 @@ def distillation_loss(
 
     Notes
     -----
-    Error in ulp, on every backend: at most 1 in float16 and bfloat16, 16 in float32 and float64. Gradient by the student of a
-    row: alpha T (q - p) + (1 - alpha) (softmax(student) - y); by the teacher: alpha T p (δ - KL), as in kl_divergence; by
+    Error in ulp as kl_divergence and cross_entropy: no term is negative. Gradient by the student of a row:
+    alpha T (q - p) + (1 - alpha) (softmax(student) - y); by the teacher: alpha T p (δ - KL), as in kl_divergence; by
     temperature, soft labels, sample_weight and normalizer too. For large T the soft part tends to half the variance of
     student - teacher over the classes, and keeps its digits on the way.
 

@@ -194,8 +194,9 @@ def entmax_jvp(call, xp, y, tangents, x, *, alpha, axis, where=None, temperature
 
 
 # --- formulas: their losses ------------------------------------------------------------------------------------------
-# Fenchel-Young losses, with φ(p) = (p^alpha - p) / (alpha (alpha - 1)). At the answer d - c = φ'(p) up to a constant on the
-# support, and less outside, by the slack of the entry. So the loss is a Bregman divergence and what labels have in the slack,
+# Fenchel-Young losses, with φ(p) = (p^alpha - p) / (alpha (alpha - 1)). At the answer d - c = φ'(p) up to a constant on
+# the support, and less outside, by the slack of the entry. So the loss is a Bregman divergence and what labels have in the
+# slack,
 #
 #     Σ φ(y) - φ(p) - φ'(p) (y - p) + Σ y slack
 #
@@ -313,7 +314,9 @@ def omega_slope(xp, p, alpha):
 
 def entmax_loss_parts(call, xp, x, labels, *, alpha, label_smoothing, **values):
     axis, where, temperature, compute = (values[k] for k in ("axis", "where", "temperature", "compute"))
-    p = call("entmax", x=x, alpha=alpha, axis=axis, where=where, temperature=temperature, dtype=compute, compute=compute)
+    p = call(
+        "entmax", x=x, alpha=alpha, axis=axis, where=where, temperature=temperature, dtype=compute, compute=compute
+    )
     options = {k: values[k] for k in ("classes", "sample_weight", "ignore_index")}
     of = sparse_rows(
         xp, p, x, labels, alpha=alpha, axis=axis, where=where, temperature=temperature, label_smoothing=label_smoothing,
@@ -329,8 +332,11 @@ def entmax_loss_parts(call, xp, x, labels, *, alpha, label_smoothing, **values):
     def by_labels():
         s = excess(xp, alpha, compute)
         log = deformed_log(xp, xp.where(y > 0, y, xp.ones_like(y)), s)
-        edge = zero if is_number(s) and not s else zero - (
-            1 / s if is_number(s) else xp.where(s == 0, xp.zeros_like(s), 1 / xp.where(s == 0, xp.ones_like(s), s))
+        edge = (
+            zero
+            if is_number(s) and not s
+            else zero
+            - (1 / s if is_number(s) else xp.where(s == 0, xp.zeros_like(s), 1 / xp.where(s == 0, xp.ones_like(s), s)))
         )
         dy = xp.where(y > 0, log, edge) - xp.where(of.h == -INF, zero, of.h)
         return (1 - label_smoothing) * xp.where(t.dropped, zero, dy), zero + 1
@@ -469,7 +475,18 @@ def _entmax_loss_values(
     sample_weight: Any, ignore_index: int | None, reduction: str, normalizer: Any, dtype: Any,
 ) -> dict[str, Any]:  # fmt: skip
     values = args.of_loss(
-        backend, find, logits, labels, axis, where, temperature, sample_weight, ignore_index, reduction, normalizer, dtype
+        backend,
+        find,
+        logits,
+        labels,
+        axis,
+        where,
+        temperature,
+        sample_weight,
+        ignore_index,
+        reduction,
+        normalizer,
+        dtype,
     )
     return dict(
         values,
@@ -537,7 +554,8 @@ def entmax_loss(
     ----------
     logits : array (..., n), real. Integers become the library's default float first.
     labels : integers of the logits' shape without `axis`, or distributions shaped like the logits, as in cross_entropy.
-    alpha : number, or array that broadcasts to the logits with size 1 along `axis`; at least 1 and finite. It may be learned.
+    alpha : number, or array that broadcasts to the logits with size 1 along `axis`; at least 1 and finite. It may be
+        learned.
     axis : int, tuple of ints or None (all axes): what the classes lie along.
     where : bool array that broadcasts to the logits. False classes take no part.
     temperature : number, or array that broadcasts to the logits with size 1 along `axis`; dimensionless, at least 0.
@@ -580,6 +598,6 @@ def entmax_loss(
            [ 0.   ,  0.   ,  0.   ]])
     """
     return call(
-        ENTMAX_LOSS, logits, labels, alpha, axis, where, temperature, label_smoothing, sample_weight, ignore_index, reduction,
-        normalizer, dtype,
+        ENTMAX_LOSS, logits, labels, alpha, axis, where, temperature, label_smoothing, sample_weight, ignore_index,
+        reduction, normalizer, dtype,
     )  # fmt: skip
