@@ -31,6 +31,7 @@ class Composition:
     name: str
     truth: Callable[..., Any]
     variants: dict[str, Callable[[Any], tuple[Arrays, Options]]]  # of a numpy Generator
+    lean: bool = False  # asked little: see Target.lean
 
     def __str__(self) -> str:
         return self.name
@@ -167,10 +168,41 @@ CONTRASTIVE = {
     "siglip": _pairs(loss="siglip", temperature=0.5, bias=-1.5, chunk_size=2),
 }
 
+
+# --- distillation_loss ---------------------------------------------------------------------------------------------------
+
+
+def _distillation(
+    student: Any, teacher: Any, *, temperature: Any, labels: Any = None, alpha: float = 0.5, sample_weight: Any = 1.0,
+    reduction: str = "mean",
+) -> Any:  # fmt: skip
+    p, log = softmax(teacher / temperature), log_softmax(teacher / temperature)
+    loss = np.sum(p * (log - log_softmax(student / temperature)), axis=-1) * np.reshape(temperature, -1) ** 2
+    s = sample_weight * np.ones(len(loss))
+    if labels is not None:
+        s = np.where(labels == -100, 0.0, s)
+        loss = alpha * loss + (1 - alpha) * cross_entropy(student, labels, reduction="none")
+    return s * loss if reduction == "none" else np.sum(s * loss) / np.sum(s)
+
+
+def _soft_targets(rng: Any) -> tuple[Arrays, Options]:
+    t = np.asarray([[1.0], [4.0], [0.5], [20.0], [2.5]])
+    return [rng.normal(size=(5, 7)) * 2, rng.normal(size=(5, 7)) * 3], {"temperature": t, "reduction": "none"}
+
+
+def _soft_and_hard(rng: Any) -> tuple[Arrays, Options]:
+    labels = np.asarray([0, 6, -100, 3, 3])
+    more = {"labels": labels, "temperature": 3.0, "alpha": 0.75, "sample_weight": rng.uniform(0.5, 2, 5)}
+    return [rng.normal(size=(5, 7)) * 2, rng.normal(size=(5, 7)) * 3], more
+
+
+DISTILLATION = {"soft": _soft_targets, "soft and hard": _soft_and_hard}
+
 COMPOSITIONS: dict[str, Composition] = {
     c.name: c
     for c in (
         Composition("linear_cross_entropy", _linear, LINEAR),
         Composition("contrastive_loss", _contrastive, CONTRASTIVE),
+        Composition("distillation_loss", _distillation, DISTILLATION, lean=True),
     )
 }

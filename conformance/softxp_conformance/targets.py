@@ -56,6 +56,12 @@ class Target:
     # part of a test id -> why it is not asked: what the library says of itself, such as bits that depend on the batch
     stated: Mapping[str, str] = field(default_factory=dict)
     only: tuple[str, ...] = ()  # patterns of the tests to run; empty: all
+    # the same, of functions that are asked little (Case.lean)
+    lean: tuple[str, ...] = (
+        r"test_rows\[.*-(plain|.*float(32|64)-)", r"test_vjp\[.*-float(32|64)-", r"test_jvp\[.*-float64-.*-plain-",
+        r"test_composed\[", r"test_composed_vjp\[.*-float(32|64)-", r"test_composed_jvp\[.*-float64-",
+        r"test_contract_(dtype_device|default_axis|traced_once).*-(float32-)?\w+$",
+    )  # fmt: skip
 
     # how it is used
     call: Callable[[Any, Any, Any], Any] = _call  # (function, arrays, options) -> answer
@@ -82,7 +88,7 @@ class Target:
     wide: Callable[[str, str, str, bool], bool] = lambda function, kind, dtype, long: False
 
     def __post_init__(self) -> None:
-        for name in ("dtypes", "only", "flushes"):
+        for name in ("dtypes", "only", "lean", "flushes"):
             value = getattr(self, name)
             if isinstance(value, str) or not all(isinstance(each, str) for each in value):
                 raise TypeError(f"Target.{name} must be a tuple of strings, got {value!r}.")
@@ -94,11 +100,14 @@ class Target:
                 raise TypeError(
                     f"Target.{name} must be a dict, part of a test's id to the reason, got {getattr(self, name)!r}."
                 )
-        for pattern in self.only:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"Target.only must hold regular expressions, got {pattern!r}: {error}.") from error
+        for name in ("only", "lean"):
+            for pattern in getattr(self, name):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(
+                        f"Target.{name} must hold regular expressions, got {pattern!r}: {error}."
+                    ) from error
 
     def arithmetic(self, function: str, kind: str, dtype: str, long: bool) -> str:
         """Which lines of the budgets the target is held to. 16 bits are added in 32 everywhere."""
@@ -419,6 +428,11 @@ JAX = Target(
         r"test_long.*-(float16|float64)-(?!logcumsumexp).*(50257-normal|vjp)",
         r"test_long.*-bfloat16-(?!logcumsumexp).*50257-normal--1",
     ),
+    lean=(
+        r"test_rows\[.*-float32-(entropy|kl_divergence|sparsemax_loss)-plain-",
+        r"test_vjp\[.*-float32-.*-plain-",
+        r"test_composed_vjp\[.*-float32-.*and hard",
+    ),
     stated={"same_bits_in_a_batch": "XLA compiles each shape anew, and may vectorise it otherwise"},
     flushes=("bfloat16", "float32", "float64"),
     tight=True,
@@ -429,7 +443,7 @@ TARGETS = {
     for t in (
         NUMPY,
         replace(
-            NUMPY, name="numpy-read-only", asarray=_read_only,
+            NUMPY, name="numpy-read-only", asarray=_read_only, lean=(r"test_(rows|vjp)\[.*-float32-.*-plain-",),
             only=(r"test_(rows|vjp).*-plain-", r"test_contract_(dtype|views|empty|errors)", r"test_composed\[.*float32-"),
         ),
         replace(NUMPY, name="numpy-bfloat16", module="ml_dtypes", dtypes=("bfloat16",)),
@@ -444,6 +458,7 @@ TARGETS = {
         TORCH,
         replace(
             TORCH, name="torch-formula", context=_without_kernels, stated=NATIVE, wide=_but_short_softmax,
+            lean=(r"test_(rows|vjp)\[.*-float32-.*-plain-",),
             # the formula is asked everything on numpy; here torch's own softmax, and the formula under autograd
             only=(
                 r"test_(rows|axis|contract|gap).*-softmax", r"test_vjp.*-(plain|weighted mean)-",
@@ -461,6 +476,7 @@ TARGETS = {
             export=None,
             tight=False,
             # a kernel is compiled for each question: some seconds
+            lean=(r"test_rows\[.*-float32-entropy-plain-",),
             only=(
                 r"test_rows.*float32-\w+-(plain|T per row|weighted mean)",
                 r"test_rows.*(bfloat16|float64)-(softmax|log_softmax)-plain",
@@ -484,6 +500,7 @@ TARGETS = {
         JAX,
         replace(
             JAX, name="jax-jitted", call=_jitted, vjp=_jitted_vjp, jvp=_jitted_jvp, traces=None, export=None, stated={},
+            lean=(r"test_vjp\[.*-float32-sparsemax_loss-plain-",),
             only=(
                 r"test_(rows|vjp|jvp).*(bfloat16|float32)-.*-(plain|T per row|where|weighted mean)-",
                 r"test_composed_jvp\[.*float32-.*-plain\]",
@@ -496,6 +513,7 @@ TARGETS = {
             asnumpy=_dask_compute,
             call=_lazily,
             lazy=True,
+            lean=(r"test_rows\[.*-float32-.*-plain-",),
             # graphs of many tasks: values in two dtypes, reverse mode in one, a few variants of the rest; and few running
             # sums, whose graphs of small pieces take seconds to plan
             only=(
@@ -520,6 +538,7 @@ TARGETS = {
             asnumpy=lambda a: a.unwrap_numpy(),
             export=_ndonnx_export,
             xfail={f"test_contract_export[ndonnx-{dtype}-logcumsumexp]": OPEN_SCAN for dtype in ALL},
+            lean=(r"test_rows\[.*-float32-entropy-plain-",),
             # its eager arrays run every operation as a graph of its own: a few variants; what it is for is exported
             only=(
                 r"test_rows.*-(?!logcumsumexp|sparsemax|entmax)\w+-(plain|where|T per row|weighted mean)-",

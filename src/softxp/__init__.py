@@ -14,7 +14,8 @@ from ._backends._warm import use_kernels, warmup
 from .contrastive import contrastive_loss
 from .core import cross_entropy, log_softmax, logcumsumexp, logmeanexp, logsumexp, softmax
 from .linear import VocabularyShard, linear_cross_entropy
-from .sparse import entmax, sparsemax
+from .losses import distillation_loss, entropy, kl_divergence
+from .sparse import entmax, entmax_loss, sparsemax, sparsemax_loss
 from .transform import jvp, value_and_grad, vjp
 
 __version__ = _version("softxp")
@@ -23,8 +24,12 @@ __all__ = [
     "VocabularyShard",
     "contrastive_loss",
     "cross_entropy",
+    "distillation_loss",
     "entmax",
+    "entmax_loss",
+    "entropy",
     "jvp",
+    "kl_divergence",
     "linear_cross_entropy",
     "log_softmax",
     "logcumsumexp",
@@ -34,6 +39,7 @@ __all__ = [
     "set_num_threads",
     "softmax",
     "sparsemax",
+    "sparsemax_loss",
     "streaming",
     "use_kernels",
     "value_and_grad",
