@@ -31,6 +31,7 @@ class Composition:
     name: str
     truth: Callable[..., Any]
     variants: dict[str, Callable[[Any], tuple[Arrays, Options]]]  # of a numpy Generator
+    lean: bool = False  # asked little: see Target.lean
     moves: bool = True  # floats, which have derivatives
 
     def __str__(self) -> str:
@@ -153,6 +154,59 @@ LINEAR = {
 }
 
 
+# --- contrastive_loss --------------------------------------------------------------------------------------------------
+
+
+def _contrastive(a: Any, b: Any, *, loss: str, temperature: Any, chunk_size: Any = None, bias: Any = 0.0) -> Any:
+    z, pair = a @ b.T / temperature, np.eye(len(a), dtype=bool)
+    if loss == "siglip":
+        return np.sum(np.log(1 + np.exp(np.where(pair, -z - bias, z + bias)))) / len(a)
+    labels = np.arange(len(a))
+    one = cross_entropy(z, labels)
+    return one if loss == "infonce" else (one + cross_entropy(z.T, labels)) / 2
+
+
+def _pairs(**options: Any) -> Callable[[Any], tuple[Arrays, Options]]:
+    return lambda rng: ([rng.normal(size=(5, 3)), rng.normal(size=(5, 3))], options)
+
+
+CONTRASTIVE = {
+    "plain": _pairs(loss="infonce", temperature=0.5),
+    "clip": _pairs(loss="clip", temperature=0.75, chunk_size=2),
+    "siglip": _pairs(loss="siglip", temperature=0.5, bias=-1.5, chunk_size=2),
+}
+
+
+# --- distillation_loss ---------------------------------------------------------------------------------------------------
+
+
+def _distillation(
+    student: Any, teacher: Any, *, temperature: Any, labels: Any = None, alpha: float = 0.5, sample_weight: Any = 1.0,
+    reduction: str = "mean",
+) -> Any:  # fmt: skip
+    p, log = softmax(teacher / temperature), log_softmax(teacher / temperature)
+    loss = np.sum(p * (log - log_softmax(student / temperature)), axis=-1) * np.reshape(temperature, -1) ** 2
+    s = sample_weight * np.ones(len(loss))
+    if labels is not None:
+        s = np.where(labels == -100, 0.0, s)
+        loss = alpha * loss + (1 - alpha) * cross_entropy(student, labels, reduction="none")
+    return s * loss if reduction == "none" else np.sum(s * loss) / np.sum(s)
+
+
+def _soft_targets(rng: Any) -> tuple[Arrays, Options]:
+    t = np.asarray([[1.0], [4.0], [0.5], [20.0], [2.5]])
+    return [rng.normal(size=(5, 7)) * 2, rng.normal(size=(5, 7)) * 3], {"temperature": t, "reduction": "none"}
+
+
+def _soft_and_hard(rng: Any) -> tuple[Arrays, Options]:
+    labels = np.asarray([0, 6, -100, 3, 3])
+    more = {"labels": labels, "temperature": 3.0, "alpha": 0.75, "sample_weight": rng.uniform(0.5, 2, 5)}
+    return [rng.normal(size=(5, 7)) * 2, rng.normal(size=(5, 7)) * 3], more
+
+
+DISTILLATION = {"soft": _soft_targets, "soft and hard": _soft_and_hard}
+
+
 # --- mask_logits, sample, gumbel_softmax -------------------------------------------------------------------------------
 
 
@@ -256,19 +310,21 @@ def _routed(*k: int, **options: Any) -> Callable[[Any], tuple[Arrays, Options]]:
 
 RULES: Options = dict(temperature=0.75, top_k=5, top_p=0.7, min_p=0.0625)
 
+GUMBEL = {"soft": _tokens("entry", temperature=0.75), "hard": _tokens("entry", temperature=0.75, hard=True)}
+TOPK = {"softmax of the top": _routed(3, temperature=0.75), "top of the softmax": _routed(7, normalize=False)}
+MASKS = {"all rules": _tokens("", **RULES), "top-k": _tokens("", top_k=3)}
+
 COMPOSITIONS: dict[str, Composition] = {
     c.name: c
     for c in (
         Composition("linear_cross_entropy", _linear, LINEAR),
-        Composition("mask_logits", _mask_logits, {"all rules": _tokens("", **RULES), "top-k": _tokens("", top_k=3)}),
-        Composition("sample", _sample, {"all rules": _tokens("row", **RULES)}, moves=False),
-        Composition("gumbel_softmax", _hard, {
-            "soft": _tokens("entry", temperature=0.75), "hard": _tokens("entry", temperature=0.75, hard=True),
-        }),
-        Composition("topk_softmax", _topk_softmax, {
-            "softmax of the top": _routed(3, temperature=0.75), "top of the softmax": _routed(7, normalize=False),
-        }),
-        Composition("balance_loss", _balance_loss, {"weighted": _routed(2, sample_weight=True)}),
-        Composition("router_z_loss", _router_z_loss, {"weighted": _routed(sample_weight=True)}),
+        Composition("contrastive_loss", _contrastive, CONTRASTIVE),
+        Composition("distillation_loss", _distillation, DISTILLATION, lean=True),
+        Composition("mask_logits", _mask_logits, MASKS, lean=True),
+        Composition("sample", _sample, {"all rules": _tokens("row", **RULES)}, lean=True, moves=False),
+        Composition("gumbel_softmax", _hard, GUMBEL, lean=True),
+        Composition("topk_softmax", _topk_softmax, TOPK, lean=True),
+        Composition("balance_loss", _balance_loss, {"weighted": _routed(2, sample_weight=True)}, lean=True),
+        Composition("router_z_loss", _router_z_loss, {"weighted": _routed(sample_weight=True)}, lean=True),
     )
-}  # fmt: skip
+}

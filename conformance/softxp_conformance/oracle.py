@@ -426,6 +426,23 @@ class Loss:
     cap: Number  # ∂(capped logits)/∂logits
 
 
+def _labels(x: Any, labels: Any, where: Any, ignore_index: int | None) -> tuple[Any, Number, Any, Any]:
+    """Labels as distributions, where smoothing spreads its mass, and which rows are ignored, or of a label out of range."""
+    rows, n = x.shape
+    y = np.zeros(x.shape) if labels.ndim == 1 else labels
+    ignored = np.zeros((rows, 1), bool)
+    outside = np.zeros((rows, 1), bool)
+    if labels.ndim == 1:
+        ignored = (labels == ignore_index)[:, None] if ignore_index is not None else ignored
+        outside = ((labels < 0) | (labels >= n))[:, None] & ~ignored
+        for i, label in enumerate(labels):
+            if not (ignored[i, 0] or outside[i, 0]):
+                y[i, label] = 1.0
+    takes = np.ones(x.shape, bool) if where is None else np.broadcast_to(where, x.shape)
+    share = number(takes) / np.maximum(takes.sum(-1, keepdims=True), 1).astype(float)
+    return y, share, ignored, outside
+
+
 def _loss(
     x: Any, labels: Any, *, where: Any = None, temperature: Any = 1.0, label_smoothing: float = 0.0,
     class_weight: Any = None, sample_weight: Any = None, ignore_index: int | None = -100, z_loss: float = 0.0,
@@ -440,19 +457,9 @@ def _loss(
         u, cap = t * softcap, e * 4.0 / ((e + 1.0) * (e + 1.0))  # the cap's slope is sech²
         u = num.where(np.isnan(x), NAN, u)
     row = take_apart(u, where, temperature)
-    y = np.zeros(x.shape) if labels.ndim == 1 else labels
-    ignored = np.zeros((rows, 1), bool)
-    outside = np.zeros((rows, 1), bool)
-    if labels.ndim == 1:
-        ignored = (labels == ignore_index)[:, None] if ignore_index is not None else ignored
-        outside = ((labels < 0) | (labels >= n))[:, None] & ~ignored
-        for i, label in enumerate(labels):
-            if not (ignored[i, 0] or outside[i, 0]):
-                y[i, label] = 1.0
-    takes = np.ones(x.shape, bool) if where is None else np.broadcast_to(where, x.shape)
+    y, share, ignored, outside = _labels(x, labels, where, ignore_index)
     w = np.ones(n) if class_weight is None else class_weight
     s = np.ones((rows, 1)) if sample_weight is None else np.broadcast_to(sample_weight, (rows,))[:, None]
-    share = number(takes) / np.maximum(takes.sum(-1, keepdims=True), 1).astype(float)
     q = (number(y) * (1.0 - label_smoothing) + share * label_smoothing) * w
     weight = num.total(number(y) * w)
     dropped = ignored | (s == 0) | ((weight.hi == 0) & ~outside)
@@ -543,3 +550,139 @@ def cross_entropy_jvp(
     if reduction == "none":
         return Truth(value, size, gap)
     return Truth(num.total(_side_by_side(value))[0, 0], np.sum(size), np.max(gap))
+
+
+# --- entropy, divergence, Fenchel-Young losses: rows and their slopes --------------------------------------------------
+
+
+@dataclass
+class Sloped:
+    """Numbers of rows, and how they move with each array of logits."""
+
+    value: Number  # (rows, 1)
+    scale: Any
+    slopes: list[Number]  # (rows, n), of each array
+    sizes: list[Any]
+    gap: Any
+
+
+class Definition:
+    """A function by its `Sloped` rows, which its value and both derivatives share."""
+
+    def __init__(self, define: Any) -> None:
+        self.define, self.known = quiet(define), {}
+
+    def rows(self, x: Any, options: dict[str, Any]) -> Sloped:
+        key = (id(x), *((k, id(v)) for k, v in sorted(options.items())))
+        if key not in self.known:  # (what was given is kept, so that its id stays its own)
+            self.known[key] = x, options, self.define(x, **options)
+        return self.known[key][2]
+
+    def value(self, x: Any, **options: Any) -> Truth:
+        rows = self.rows(x, options)
+        return Truth(rows.value, rows.scale, np.max(rows.gap, -1, keepdims=True, initial=0.0))
+
+    @quiet
+    def vjp(self, x: Any, ct: Any, **options: Any) -> Truth:
+        """The gradients by each array, side by side."""
+        rows = self.rows(x, options)
+        g = [num.where(s.hi == 0, 0.0, s * ct) for s in rows.slopes]
+        size = np.concatenate([np.abs(size * ct) for size in rows.sizes], -1)
+        return Truth(_beside(g), size, np.concatenate([rows.gap] * len(g), -1))
+
+    @quiet
+    def jvp(self, x: Any, v: Any, **options: Any) -> Truth:
+        """The tangents, from v as that of each array, side by side."""
+        rows = self.rows(x, options)
+        nan = np.isnan(rows.value.hi)  # moves by NaN, though one array be frozen
+        dy = [num.where(nan, NAN, num.total(num.where(s.hi == 0, 0.0, s * v))) for s in rows.slopes]
+        size = [np.sum(np.abs(size * v), -1, keepdims=True) for size in rows.sizes]
+        return Truth(_beside(dy), np.concatenate(size, -1), np.max(rows.gap, -1, keepdims=True, initial=0.0))
+
+
+def _beside(parts: list[Number]) -> Number:
+    out = parts[0]
+    for part in parts[1:]:
+        out = num.concatenate(out, part)
+    return out
+
+
+def _by_scores(row: Row, g: Number, broken: Any, where: Any) -> Number:
+    """∂/∂logits of ∂/∂z."""
+    g = num.where(broken, NAN, num.where(row.frozen, 0.0, g / np.where(row.frozen, 1.0, row.t)))
+    return g if where is None else num.where(where, g, 0.0)
+
+
+def _entropy(x: Any, *, where: Any = None, temperature: Any = 1.0) -> Sloped:
+    row = take_apart(x, where, temperature)
+    p, d = row.p(), num.where(row.part, row.d, 0.0)
+    h = num.where(row.broken, NAN, num.where(row.empty, 0.0, num.total(p * (row.log() - d))))
+    mean = num.total(p * d)
+    size = (p * (num.absolute(d) + num.absolute(mean))).hi
+    return Sloped(h, 0.0, [_by_scores(row, p * (mean - d), row.broken, where)], [size / row.t], row.gap())
+
+
+def _divergence(x: Any, beside: Any, *, where: Any = None, temperature: Any = 1.0) -> Sloped:
+    a, b = take_apart(x, where, temperature), take_apart(beside, where, temperature)
+    broken = a.broken | b.broken
+    p, q = (num.where(broken, NAN, num.where(row.part, row.e / (row.r + 1.0), 0.0)) for row in (a, b))
+    both, only_p = a.part & b.part, a.part & ~b.part
+    g = num.where(both, num.where(both, a.d, 0.0) - num.where(both, b.d, 0.0), 0.0)
+    # log Σ q e^g, to many digits where that is near 1: rows may differ by less than fifty
+    change = num.where(both, b.e * num.expm1(g), a.e - b.e) / (b.r + 1.0)
+    over = num.total(change)
+    small = np.abs(over.hi) < 0.25
+    log = num.where(small, num.log1p(num.where(small, over, 0.0)), a.log() - b.log())
+    delta = num.where(both, g - log, 0.0)
+    ratio = num.expm1(-delta)  # q / p - 1
+    finite = num.total(num.where(both, p * (delta + ratio), num.where(b.part, q, 0.0)))
+    infinite = only_p.any(-1, keepdims=True)
+    kl = num.where(broken, NAN, num.where(infinite, INF, num.where(a.empty, 0.0, finite)))
+    by_p = num.where(infinite, 0.0, p * (delta - finite))
+    by_q = num.where(a.empty, 0.0, num.where(both, p * ratio, q - p))
+    leading = num.absolute(num.total(num.where(a.first, delta, 0.0)))
+    common = np.where(small, num.total(num.absolute(change)).hi, np.maximum(a.log().hi, b.log().hi))
+    size_p = (p * (num.absolute(delta) + num.absolute(finite) + leading)).hi + p.hi * common
+    size_q = np.minimum(p.hi, q.hi) * (np.abs(delta.hi) + common)
+    slopes = [_by_scores(a, by_p, broken, where), _by_scores(b, by_q, broken, where)]
+    return Sloped(kl, 0.0, slopes, [size_p / a.t, size_q / a.t], np.maximum(a.gap(), b.gap()))
+
+
+def _fenchel_young(
+    x: Any, labels: Any, *, where: Any = None, temperature: Any = 1.0, alpha: Any = 1.5, label_smoothing: float = 0.0,
+    ignore_index: int | None = -100, reduction: str = "none",
+) -> Sloped:  # fmt: skip
+    """Σ φ(y) - φ(p) - φ'(p) (y - p), where φ'(p) is d - c + 1/alpha, with c from the row's first maximum."""
+    a = _project(x, where, temperature, alpha)
+    row, p = a.row, a.p
+    y, share, ignored, outside = _labels(x, labels, where, ignore_index)
+    y = number(y) * (1.0 - label_smoothing) + share * label_smoothing
+    alpha = np.broadcast_to(np.asarray(alpha, float), (len(x), 1))
+    s = number(alpha - 1)
+    some = num.where(s.hi == 0, 1.0, s)
+
+    def log(p: Number) -> Number:
+        """(p^s - 1) / s"""
+        here = num.where(p.hi > 0, p, 1.0)
+        return num.where(p.hi > 0, num.where(s.hi == 0, num.log(here), (_power(here, s) - 1.0) / some), -1.0 / some)
+
+    def phi(p: Number) -> Number:
+        return num.where(p.hi > 0, p * num.where(p.hi > 0, log(p), 0.0) / number(alpha), 0.0)
+
+    c = num.total(num.where(row.first, row.d - log(p), 0.0))
+    d = num.where(row.part, row.d, 0.0)
+    impossible = ((y.hi > 0) & ~row.part).any(-1, keepdims=True)
+    loss = num.total(phi(y) - phi(p) - (d - c + 1.0 / number(alpha)) * (y - p))
+    dropped = ignored | ((num.total(y).hi == 0) & ~outside)
+    broken = row.broken | outside
+    loss = num.where(dropped, 0.0, num.where(broken, NAN, num.where(impossible, INF, loss)))
+    mass = num.total(a.weights)
+    g = p - y + a.weights / num.where(mass.hi == 0, 1.0, mass) * (num.total(y) - 1.0)
+    g = num.where(dropped, 0.0, _by_scores(row, g, broken, where))
+    depth = np.maximum(np.abs(d.hi), np.abs(c.hi))
+    scale = np.sum(np.where(y.hi + p.hi > 0, np.abs((y - p).hi) * depth, 0.0), -1, keepdims=True)
+    return Sloped(loss, scale, [g], [(a.size + p.hi + y.hi) / row.t], row.gap())
+
+
+ENTROPY, DIVERGENCE, FENCHEL_YOUNG = Definition(_entropy), Definition(_divergence), Definition(_fenchel_young)
+SPARSEMAX_LOSS = Definition(lambda x, labels, **options: _fenchel_young(x, labels, alpha=2, **options))

@@ -250,12 +250,12 @@ def _over(metafunc: pytest.Metafunc, who: str, what: str, pairs: list[tuple[Subj
 
 
 def _has(subject: Subject, case: Case) -> bool:
-    needed = {"reduction": "none"} if case.name == "cross_entropy" else {}
+    needed = {"reduction": "none"} if case.labelled else {}
     return subject.implementation.takes(case.name, needed)
 
 
 def _answers(subject: Subject, q: Question) -> bool:
-    options = {k: v for k, v in q.case.options(q.variant, "float32").items() if k != "labels"}
+    options = {k: v for k, v in q.case.options(q.variant, "float32").items() if k not in ("labels", "beside")}
     return subject.implementation.takes(q.case.name, options)
 
 
@@ -292,6 +292,15 @@ def _function_of(item: Any) -> str | None:
     return about.args[0] if about else params.get("name") if params.get("name") in CASES else None
 
 
+def _lean(item: Any) -> bool:
+    """Is the test about a function of which little is asked?"""
+    for value in item.callspec.params.values():
+        case = value.case if isinstance(value, Question) else value[0] if isinstance(value, tuple) and value else value
+        if isinstance(case, (Case, Composition)):
+            return case.lean
+    return False
+
+
 def _family_of(item: Any) -> str | None:
     for value in item.callspec.params.values():
         if isinstance(value, Question):
@@ -316,7 +325,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             empty = "softxp_conformance" in str(item.path) and hasattr(item, "callspec")
             (dropped if empty else kept).append(item)  # a test that none of the chosen can be asked
             continue
-        only = subject.target.only
+        only = subject.target.lean if _lean(item) else subject.target.only
         if (
             any(find(item) not in wanted for wanted, find in filters)
             or (config.getoption("--quick") and item.get_closest_marker("thorough"))

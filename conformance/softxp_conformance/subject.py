@@ -77,7 +77,7 @@ class Subject:
     def given(self, x: Any, options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """The arrays and the options of a call, as the library's."""
         options = {"axis": -1, **options}
-        arrays = [x, options.pop("labels")] if "labels" in options else [x]
+        arrays = [x, *(options.pop(name) for name in ("labels", "beside") if name in options)]
         return [self.give(a) for a in arrays], {k: self.give(v) for k, v in options.items()}
 
     @contextmanager
@@ -104,22 +104,33 @@ class Subject:
         device = getattr(x, "device", None)
         assert callable(device) or getattr(y, "device", None) == device, f"{self}: {device} in, another device out"
 
-    def derivative(self, kind: str, name: str, x: Any, options: dict[str, Any], v: Any) -> Any:
-        """The cotangent v pulled back to x ("vjp"), or the tangent v of x pushed forward ("jvp")."""
-        fn, (arrays, given), v = self.function(name), self.given(x, options), self.give(np.asarray(v))
-        theirs, rule = getattr(self.target, kind), getattr(self.implementation, kind)
+    def derivative(self, kind: str, name: str, x: Any, options: dict[str, Any], v: Any, which: int = 0) -> Any:
+        """The cotangent v pulled back to one array ("vjp"), or its tangent v pushed forward ("jvp")."""
+        (arrays, given), v = self.given(x, options), self.give(np.asarray(v))
         with self.untouched([*arrays, v], given):
-            if theirs is not None:
-                y = theirs(fn, arrays, given, v)
-            else:
-                rest = {k: o for k, o in given.items() if k != "return_sign"}  # closed forms are of the logarithm alone
-                y = self.target.call(lambda *a: rule(fn, a[:-1], rest, a[-1]), [*arrays, v], {})
+            y = self.moved(kind, name, arrays, given, v, which)
         self.like(arrays[0], y)
         if kind == "vjp":
             assert tuple(y.shape) == np.shape(x), (
                 f"{self} {name}: a gradient of shape {tuple(y.shape)} for {np.shape(x)}"
             )
         return y
+
+    def moved(self, kind: str, name: str, arrays: list[Any], options: dict[str, Any], v: Any, which: int) -> Any:
+        """The same of arrays that are the library's already."""
+        fn, theirs, rule = self.function(name), getattr(self.target, kind), getattr(self.implementation, kind)
+        if theirs is None:
+            rest = {k: o for k, o in options.items() if k != "return_sign"}  # closed forms are of the logarithm alone
+            by = () if which == 0 else (which,)
+            return self.target.call(lambda *a: rule(fn, a[:-1], rest, a[-1], *by), [*arrays, v], {})
+        if which == 0:
+            return theirs(fn, arrays, options, v)
+
+        # the array in question first, as a library's autograd is asked
+        def turned(a: Any, *rest: Any, **how: Any) -> Any:
+            return fn(*rest[:which], a, *rest[which:], **how)
+
+        return theirs(turned, [arrays[which], *arrays[:which], *arrays[which + 1 :]], options, v)
 
     def can(self, kind: str) -> bool:
         """Has it this derivative? A library's autograd is asked before an implementation's closed forms."""
@@ -167,7 +178,7 @@ def questions(kind: str) -> list[Question]:
         Question(case, variant, family)
         for case in CASES.values()
         for variant in case.variants
-        for family in ((None,) if case.whole(variant) else inputs.ROW_FAMILIES)
+        for family in ((None,) if case.lean or case.whole(variant) else inputs.ROW_FAMILIES)
         if not (kind in DERIVATIVES and family in case.unsure)
     ]
 
@@ -210,7 +221,9 @@ def _ask(subject: Subject, kind: str, case: Case, variant: str, cells: Any) -> t
     options = {k: chosen(v) for k, v in case.options(variant, subject.dtype).items()}
     if kind in DERIVATIVES:
         v = direction(kind, case, variant, subject.dtype)
-        return subject.take(subject.derivative(kind, case.name, x[cells], options, chosen(v))), None
+        asked = range(2 if case.beside else 1)
+        out = [subject.take(subject.derivative(kind, case.name, x[cells], options, chosen(v), i)) for i in asked]
+        return (out[0] if len(out) == 1 else np.concatenate([o.reshape(len(x[cells]), -1) for o in out], -1)), None
     got = subject.value(case.name, x[cells], options)
     return (subject.take(got[0]), subject.take(got[1])) if isinstance(got, tuple) else (subject.take(got), None)
 

@@ -56,6 +56,12 @@ class Target:
     # part of a test id -> why it is not asked: what the library says of itself, such as bits that depend on the batch
     stated: Mapping[str, str] = field(default_factory=dict)
     only: tuple[str, ...] = ()  # patterns of the tests to run; empty: all
+    # the same, of functions that are asked little (Case.lean)
+    lean: tuple[str, ...] = (
+        r"test_rows\[.*-(plain|.*float(32|64)-)", r"test_vjp\[.*-float(32|64)-", r"test_jvp\[.*-float64-.*-plain-",
+        r"test_composed\[", r"test_composed_vjp\[.*-float(32|64)-", r"test_composed_jvp\[.*-float64-",
+        r"test_contract_(dtype_device|default_axis|traced_once).*-(float32-)?\w+$",
+    )  # fmt: skip
 
     # how it is used
     call: Callable[[Any, Any, Any], Any] = _call  # (function, arrays, options) -> answer
@@ -82,7 +88,7 @@ class Target:
     wide: Callable[[str, str, str, bool], bool] = lambda function, kind, dtype, long: False
 
     def __post_init__(self) -> None:
-        for name in ("dtypes", "only", "flushes"):
+        for name in ("dtypes", "only", "lean", "flushes"):
             value = getattr(self, name)
             if isinstance(value, str) or not all(isinstance(each, str) for each in value):
                 raise TypeError(f"Target.{name} must be a tuple of strings, got {value!r}.")
@@ -94,11 +100,14 @@ class Target:
                 raise TypeError(
                     f"Target.{name} must be a dict, part of a test's id to the reason, got {getattr(self, name)!r}."
                 )
-        for pattern in self.only:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"Target.only must hold regular expressions, got {pattern!r}: {error}.") from error
+        for name in ("only", "lean"):
+            for pattern in getattr(self, name):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(
+                        f"Target.{name} must hold regular expressions, got {pattern!r}: {error}."
+                    ) from error
 
     def arithmetic(self, function: str, kind: str, dtype: str, long: bool) -> str:
         """Which lines of the budgets the target is held to. 16 bits are added in 32 everywhere."""
@@ -373,9 +382,6 @@ NATIVE = {
 }
 OPEN_SCAN = "the scan asks for sizes of slices, which a graph with an open batch does not know (spox 0.18)"
 
-# functions of many steps: where every question is compiled or planned anew, a few are asked
-_MANY = r"(mask_logits|sample|gumbel_softmax|topk_softmax|balance_loss|router_z_loss)-"
-
 NUMPY = Target("numpy", "numpy", raises=True, quiet=True, tight=True, wide=_but_float32)
 STRICT = Target(
     "array-api-strict",
@@ -416,18 +422,23 @@ JAX = Target(
     # XLA compiles every question, half a second or more: every value in three dtypes, derivatives in float64, a few
     # variants of the rest; the contract and all lengths in float32, axes in the narrowest
     only=(
-        r"^(?!test_(rows|vjp|jvp|contract.*-(b?float16|float64)-|axis.*-float(16|32|64)-|long)\b"
-        rf"|test_composed.*-{_MANY})",
-        r"test_composed\[.*float32-(mask_logits-all|sample|topk_softmax-softmax|balance_loss)",
-        r"test_composed_vjp\[.*float64-(gumbel_softmax-hard|topk_softmax-top|router_z_loss)",
+        r"^(?!test_(rows|vjp|jvp|contract.*-(b?float16|float64)-|axis.*-float(16|32|64)-|long)\b|test_composed)",
         r"test_rows.*(bfloat16|float32|float64)-",
         r"test_rows.*-float16-\w+-(plain|where|T per row|weighted mean)-",
         r"test_vjp.*float64-",
-        r"test_vjp.*-(bfloat16|float16|float32)-\w+-(plain|where|T per row|weighted mean)-",
+        r"test_vjp.*-(bfloat16|float16|float32)-\w+-(plain|weighted mean)-",
+        r"test_composed(_vjp)?\[.*float32-",
         r"test_jvp.*float64-\w+-(plain|where|T per row|weighted mean)-",
         r"test_long.*-float32-.*(--1|vjp|jvp)\]",
         r"test_long.*-(float16|float64)-(?!logcumsumexp).*(50257-normal|vjp)",
         r"test_long.*-bfloat16-(?!logcumsumexp).*50257-normal--1",
+    ),
+    lean=(
+        r"test_rows\[.*-float32-(entropy|kl_divergence|sparsemax_loss)-plain-",
+        r"test_vjp\[.*-float32-.*-plain-",
+        r"test_composed_vjp\[.*-float32-.*and hard",
+        r"test_composed\[.*-float32-(mask_logits-all|sample|topk_softmax-softmax)",
+        r"test_composed_vjp\[.*-float64-(gumbel_softmax-hard|balance_loss)",
     ),
     stated={"same_bits_in_a_batch": "XLA compiles each shape anew, and may vectorise it otherwise"},
     flushes=("bfloat16", "float32", "float64"),
@@ -439,7 +450,7 @@ TARGETS = {
     for t in (
         NUMPY,
         replace(
-            NUMPY, name="numpy-read-only", asarray=_read_only,
+            NUMPY, name="numpy-read-only", asarray=_read_only, lean=(r"test_(rows|vjp)\[.*-float32-.*-plain-",),
             only=(r"test_(rows|vjp).*-plain-", r"test_contract_(dtype|views|empty|errors)", r"test_composed\[.*float32-"),
         ),
         replace(NUMPY, name="numpy-bfloat16", module="ml_dtypes", dtypes=("bfloat16",)),
@@ -455,6 +466,7 @@ TARGETS = {
         TORCH,
         replace(
             TORCH, name="torch-formula", context=_without_kernels, stated=NATIVE, wide=_but_short_softmax,
+            lean=(r"test_(rows|vjp)\[.*-float32-.*-plain-",),
             # the formula is asked everything on numpy; here torch's own softmax, and the formula under autograd
             only=(
                 r"test_(rows|axis|contract|gap).*-softmax", r"test_vjp.*-(plain|weighted mean)-",
@@ -472,12 +484,13 @@ TARGETS = {
             export=None,
             tight=False,
             # a kernel is compiled for each question: some seconds
+            lean=(r"test_rows\[.*-float32-entropy-plain-",),
             only=(
                 r"test_rows.*float32-\w+-(plain|T per row|weighted mean)",
                 r"test_rows.*(bfloat16|float64)-(softmax|log_softmax)-plain",
                 r"test_vjp.*float32-(softmax|log_softmax)-plain",
                 r"test_vjp.*float32-.*weighted mean",
-                rf"test_composed(_vjp)?\[.*float32-(?!{_MANY})",
+                r"test_composed(_vjp)?\[.*float32-.*-plain\]",
             ),
         ),
         replace(
@@ -495,10 +508,10 @@ TARGETS = {
         JAX,
         replace(
             JAX, name="jax-jitted", call=_jitted, vjp=_jitted_vjp, jvp=_jitted_jvp, traces=None, export=None, stated={},
+            lean=(r"test_vjp\[.*-float32-sparsemax_loss-plain-", r"test_composed\[.*-float32-sample"),
             only=(
                 r"test_(rows|vjp|jvp).*(bfloat16|float32)-.*-(plain|T per row|where|weighted mean)-",
-                rf"test_composed.*float32-(?!{_MANY})",
-                r"test_composed\[.*float32-sample",
+                r"test_composed_jvp\[.*float32-.*-plain\]",
             ),
         ),
         Target(
@@ -508,14 +521,16 @@ TARGETS = {
             asnumpy=_dask_compute,
             call=_lazily,
             lazy=True,
+            lean=(r"test_rows\[.*-float32-.*-plain-", r"test_composed\[.*-float32-(?!distillation)"),
             # graphs of many tasks: values in two dtypes, reverse mode in one, a few variants of the rest; and few running
             # sums, whose graphs of small pieces take seconds to plan
             only=(
-                r"^(?!test_(rows|vjp|jvp)\b|test_contract_.*-float16|test_(long|contract_(threads|same)|drawn).*logcumsumexp"
-                rf"|test_composed.*-{_MANY})",
-                rf"test_composed\[.*float32-{_MANY}",
-                r"test_composed_vjp\[.*float32-(topk_softmax-softmax|balance_loss)",
-                r"test_(drawn|contract_same_bits\b).*float32-logcumsumexp",
+                r"^(?!test_(rows|vjp|jvp|long|drawn)\b|test_(contract_.*-float16|composed|contract_(threads|same).*(cumsum|sparse|ent)))",
+                r"test_(contract_same_bits|drawn)\b.*float32-(?!sparsemax|entmax)",
+                r"test_long.*float32-(?!logcumsumexp)",
+                r"test_long.*float(16|64)-(softmax|logsumexp|cross_entropy)-50257-normal",
+                r"test_contract_same_bits_in.*float32-sparsemax",
+                r"test_composed(_vjp)?\[.*float32-.*-plain\]",
                 r"test_rows.*(float32|float64)-",
                 r"test_rows.*float16-\w+-plain-",
                 r"test_vjp.*float64-",
@@ -531,15 +546,16 @@ TARGETS = {
             asnumpy=lambda a: a.unwrap_numpy(),
             export=_ndonnx_export,
             xfail={f"test_contract_export[ndonnx-{dtype}-logcumsumexp]": OPEN_SCAN for dtype in ALL},
+            lean=(r"test_rows\[.*-float32-entropy-plain-", r"test_composed\[.*-float32-(mask_logits-all|sample|topk)"),
             # its eager arrays run every operation as a graph of its own: a few variants; what it is for is exported
             only=(
-                r"test_rows.*-(?!logcumsumexp)\w+-(plain|where|T per row|weighted mean)-",
+                r"test_rows.*-(?!logcumsumexp|sparsemax|entmax)\w+-(plain|where|T per row|weighted mean)-",
+                r"test_(rows|contract_(dtype|export)).*float32-(sparsemax|entmax)(-plain|\])",
                 r"test_vjp.*float32-(softmax|log_softmax|cross_entropy)-plain-",
                 "test_gap",
-                rf"test_composed(_vjp)?\[.*float32-(?!{_MANY})",
-                r"test_composed\[.*float32-(mask_logits-all|sample|gumbel_softmax-soft|topk_softmax-softmax|balance_loss)",
+                r"test_composed(_vjp)?\[.*float32-.*-plain\]",
                 r"test_long.*float32-(softmax|logsumexp)-50257-normal",
-                r"test_contract_(dtype|default|keepdims|empty|one_number|label|unsigned|errors|bool|int|export)",
+                r"test_contract_(dtype|default|keepdims|empty|one_number|label|unsigned|errors|bool|int|export)(?!.*(sparse|ent)max)",
             ),
             tight=True,
             wide=_always,

@@ -35,19 +35,10 @@ def test_composed(subject: Subject, composition: tuple[Composition, str]) -> Non
 def _derivative(subject: Subject, kind: str, composition: tuple[Composition, str]) -> None:
     case, variant = composition
     arrays, options = case.given(variant, subject.dtype)
-    fn, given = subject.function(case.name), [subject.give(a) for a in arrays]
-    options = {k: subject.give(v) for k, v in options.items()}
-    theirs, rule = getattr(subject.target, kind), getattr(subject.implementation, kind)
+    given, options = [subject.give(a) for a in arrays], {k: subject.give(v) for k, v in options.items()}
     for i in case.moving(variant):
         v = subject.give(case.direction(kind, variant, subject.dtype, i))
-        if theirs is None:
-            y = subject.target.call(lambda *a, i=i: rule(fn, a[:-1], options, a[-1], i), [*given, v], {})
-        else:
-            # the array in question first, as a library's autograd is asked
-            def moved(a: Any, *rest: Any, i: int = i, **how: Any) -> Any:
-                return fn(*rest[:i], a, *rest[i:], **how)
-
-            y = theirs(moved, [given[i], *given[:i], *given[i + 1 :]], options, v)
+        y = subject.moved(kind, case.name, given, options, v, i)
         subject.like(given[i] if kind == "vjp" else given[0], y)
         what = f"{case} ({variant}), {kind} by argument {i}"
         _close(subject, what, subject.take(y), case.derivative(kind, variant, subject.dtype, i))

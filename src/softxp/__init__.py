@@ -11,21 +11,29 @@ from . import streaming
 from ._backends import register
 from ._backends._threads import set_num_threads
 from ._backends._warm import use_kernels, warmup
+from .contrastive import contrastive_loss
 from .core import cross_entropy, log_softmax, logcumsumexp, logmeanexp, logsumexp, softmax
 from .decode import gumbel_softmax, mask_logits, sample
-from .linear import linear_cross_entropy
+from .linear import VocabularyShard, linear_cross_entropy
+from .losses import distillation_loss, entropy, kl_divergence
 from .routing import balance_loss, router_z_loss, topk_softmax
-from .sparse import entmax, sparsemax
+from .sparse import entmax, entmax_loss, sparsemax, sparsemax_loss
 from .transform import jvp, value_and_grad, vjp
 
 __version__ = _version("softxp")
 
 __all__ = [
+    "VocabularyShard",
     "balance_loss",
+    "contrastive_loss",
     "cross_entropy",
+    "distillation_loss",
     "entmax",
+    "entmax_loss",
+    "entropy",
     "gumbel_softmax",
     "jvp",
+    "kl_divergence",
     "linear_cross_entropy",
     "log_softmax",
     "logcumsumexp",
@@ -38,6 +46,7 @@ __all__ = [
     "set_num_threads",
     "softmax",
     "sparsemax",
+    "sparsemax_loss",
     "streaming",
     "topk_softmax",
     "use_kernels",

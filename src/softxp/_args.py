@@ -125,6 +125,23 @@ def dtypes(backend: Any, x: Any, dtype: Any) -> tuple[Any, Any]:
     return dtype, backend.xp.float64 if wide else backend.xp.float32
 
 
+def beside(backend: Any, find: Any, name: str, value: Any, x: Any, like: str) -> tuple[Any, Any]:
+    """A second array of logits beside the first, x, called `like`; and the dtype that holds the numbers of both."""
+    value = array(backend, name, companion(backend, find, name, value, x))
+    if not same_shape(value.shape, x.shape):
+        raise ValueError(
+            f"{name} needs the shape of {like}, {tuple(x.shape)}, got {tuple(value.shape)}; broadcast it before the call."
+        )
+    if {dtype_name(x.dtype), dtype_name(value.dtype)} == {"float16", "bfloat16"}:
+        return value, backend.xp.float32
+    return value, max(x.dtype, value.dtype, key=lambda dtype: FLOATS.index(dtype_name(dtype)))
+
+
+def wider(backend: Any, compute: Any, x: Any) -> Any:
+    """The arithmetic that serves x too."""
+    return compute if compute == backend.xp.float64 else dtypes(backend, x, None)[1]
+
+
 def mask(backend: Any, find: Any, where: Any, x: Any) -> Any:
     if where is None or where is True:
         return None
@@ -137,8 +154,13 @@ def mask(backend: Any, find: Any, where: Any, x: Any) -> Any:
     return where
 
 
-def temperature(backend: Any, find: Any, t: Any, x: Any, axis: tuple[int, ...]) -> Any:
-    """A Python number, or an array with one value for each row."""
+def temperature(backend: Any, find: Any, t: Any, x: Any, axis: tuple[int, ...], limits: bool = True) -> Any:
+    """A Python number, or an array with one value for each row. `limits`: 0 and inf are served too."""
+    if not limits:
+        return of_rows(
+            backend, find, "temperature", t, x, axis, lambda t: (t > 0) & (t < float("inf")),
+            "above 0 and finite", "an entry that is not",
+        )  # fmt: skip
     return of_rows(
         backend, find, "temperature", t, x, axis, lambda t: t >= 0,
         "at least 0 (0 is the argmax limit, inf the uniform one)", "a negative or NaN entry",
@@ -185,9 +207,11 @@ def of_rows(
     return value
 
 
-def of_map(backend: Any, find: Any, x: Any, axis: Any, where: Any, temperature_: Any, dtype: Any) -> dict[str, Any]:
-    """The values of a function from rows to rows: softmax and its relatives."""
-    x = array(backend, "x", x)
+def of_map(
+    backend: Any, find: Any, x: Any, axis: Any, where: Any, temperature_: Any, dtype: Any, name: str = "x"
+) -> dict[str, Any]:
+    """The values of a function of whole rows: softmax and its relatives."""
+    x = array(backend, name, x)
     axis = axes(axis, x.ndim)
     dtype, compute = dtypes(backend, x, dtype)
     where = mask(backend, find, where, x)
@@ -238,7 +262,36 @@ def uniforms(backend: Any, find: Any, rng: Any, shape: tuple, dtype: Any, x: Any
     return u
 
 
-# --- labels and weights of cross_entropy -----------------------------------------------------------------------------
+# --- losses: labels, weights, reduction ------------------------------------------------------------------------------
+
+
+def of_loss(
+    backend: Any, find: Any, x: Any, labels_: Any, axis: Any, where: Any, temperature_: Any, sample_weight_: Any,
+    ignore_index: Any, reduction: str, normalizer_: Any, dtype: Any, *, name: str = "logits", limits: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """The values that every loss of rows of logits has. Labels may be None where the function says so."""
+    x = x if isinstance(x, Shaped) else array(backend, name, x)
+    axis = axes(axis, x.ndim)
+    dtype, compute = dtypes(backend, x, dtype)
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}.')
+    classes = None
+    if labels_ is not None:
+        labels_, classes, ignore_index = labels(backend, find, labels_, x, axis, ignore_index)
+    return dict(
+        x=x,
+        labels=labels_,
+        classes=classes,
+        axis=axis,
+        where=mask(backend, find, where, x),
+        temperature=temperature(backend, find, temperature_, x, axis, limits),
+        sample_weight=sample_weight(backend, find, sample_weight_, x, axis),
+        ignore_index=ignore_index,
+        reduction=reduction,
+        normalizer=normalizer(backend, find, normalizer_, reduction, x),
+        dtype=dtype,
+        compute=compute,
+    )
 
 
 def row_shape(x: Any, axis: tuple[int, ...]) -> tuple:

@@ -112,6 +112,14 @@ def divide(xp, d, error, t):
     return q, xp.where(xp.isfinite(error), error, xp.zeros_like(t))  # lost where the splitting itself overflows
 
 
+def chi(w):
+    """(1 - e^-w - w) / w² by its series, to the last bit for |w| <= 1."""
+    y = 1
+    for k in range(21, 2, -1):
+        y = 1 - y * w / k
+    return -y / 2
+
+
 # --- the row state ---------------------------------------------------------------------------------------------------
 
 
@@ -764,30 +772,157 @@ def cross_entropy(xp, x, labels, *, axis, reduction, normalizer=None, dtype, com
     return cast(xp, reduce_rows(xp, t, loss, normalizer, reduction, axis)[0], dtype)
 
 
+class Slope(NamedTuple):
+    """How a row's loss moves with z, the scores that an array of logits gives at a temperature."""
+
+    name: str  # of the logits, among the values of the call
+    gz: Any  # (..., n) ∂loss/∂z
+    temperature: Any
+    row_sum: Any = None  # row: Σ gz where it is not 0
+    softcap: Any = None
+
+
 class Parts(NamedTuple):
+    """A loss by its rows: what any derivative of it is made of."""
+
     t: Targets
-    loss: Any  # row: before sample weights
+    loss: Any  # row: before sample weights, finite where the row is dropped
     numerator: Any  # Σ s loss, and what it is divided by (None unless reduction is "mean")
     norm: Any
-    gz: Any  # (..., n) ∂loss/∂z
-    dlse: Any  # row: Σ gz, which only the z-loss makes other than 0; None without
-    dq: Any  # (..., n) ∂loss/∂q: -log p, 0 where that is infinite
-    dweight: Any  # row: ∂loss/∂weight, which only the z-loss has; None without
+    slopes: tuple[Slope, ...]
+    direct: dict[str, Any]  # array -> maker of ∂loss/∂array and ∂weight/∂array of each row, None where that is 0
 
 
-def loss_parts(
-    call, xp, x, labels, *, axis, classes, where, temperature, label_smoothing, class_weight, sample_weight,
-    ignore_index, z_loss, softcap, reduction, normalizer, compute,
-):  # fmt: skip
+def parts_of(xp, t, loss, slopes, direct, *, axis, reduction, normalizer, **_):
+    loss = xp.where(t.dropped & ~xp.isfinite(loss), xp.zeros_like(loss), loss)
+    _, numerator, norm = reduce_rows(xp, t, loss, normalizer, reduction, axis)
+    return Parts(t, loss, numerator, norm, slopes, direct)
+
+
+def pull_slopes(xp, slopes, f, dropped, wanted, values):
+    """The cotangents of logits and temperature, from that of each row's loss."""
+    out = {}
+    for each in slopes:
+        gz = f * each.gz
+        gz = gz if dropped is None else xp.where(dropped, xp.zeros_like(gz), gz)
+        row_sum = each.row_sum
+        if row_sum is not None:
+            row_sum = xp.where(dropped, xp.zeros_like(row_sum), f * row_sum)
+        names = {"x"} if each.name in wanted else set()
+        if "temperature" in wanted and not isinstance(each.temperature, (int, float)):
+            names = names | {"temperature"}
+        compute = values["compute"]
+        x = cast(xp, values[each.name], compute)  # so that a sum of several is rounded once
+        got = to_inputs(
+            xp, gz, row_sum, names, x, each.softcap, values["axis"], values["where"], each.temperature, compute
+        )
+        for name, g in got.items():
+            name = each.name if name == "x" else name
+            out[name] = out[name] + g if name in out else g
+    return {name: cast(xp, g, values[name].dtype) for name, g in out.items()}
+
+
+def push_slopes(xp, slopes, dropped, tangents, values):
+    """How each row's loss moves with logits and temperature; None where neither moves."""
+    da = None
+    for each in slopes:
+        moved = {"x": tangents[each.name]} if each.name in tangents else {}
+        if "temperature" in tangents and not isinstance(each.temperature, (int, float)):
+            moved["temperature"] = tangents["temperature"]
+        if not moved:
+            continue
+        axis = values["axis"]
+        dz, divide_by, shift, still = from_inputs(
+            xp, moved, values[each.name], each.softcap, axis, values["where"], each.temperature, values["compute"]
+        )
+        still = still if dropped is None else still | dropped
+        # masked before the product: transposed, 0 · NaN would come back
+        d = total(xp, xp.where(still, xp.zeros_like(each.gz), each.gz) * dz, axis) / divide_by
+        if each.row_sum is not None:
+            d = d + xp.where(still, xp.zeros_like(shift), each.row_sum) * shift
+        da = d if da is None else da + d
+    return da
+
+
+def loss_vjp(xp, ct, parts, wanted, values):
+    """The pullback of any loss that is reduced by `reduce_rows`."""
+    t, axis, reduction = parts.t, values["axis"], values["reduction"]
+    ct = cast(xp, ct, values["compute"])
+    zero = xp.zeros_like(parts.loss)
+    alpha = zero + row_cotangent(xp, ct, parts.norm, reduction, axis)
+    beta = None  # the cotangent of each row's s · weight
+    if reduction == "mean" and values["normalizer"] is None:
+        beta = -alpha * (parts.numerator / parts.norm)
+    f = alpha if t.s is None else alpha * t.s
+    g = None if beta is None else beta if t.s is None else beta * t.s
+
+    out = pull_slopes(xp, parts.slopes, f, t.dropped, wanted, values)
+    for name in parts.direct:
+        if name not in wanted:
+            continue
+        by_loss, by_weight = parts.direct[name]()
+        ga = f * by_loss if g is None or by_weight is None else f * by_loss + g * by_weight
+        ga = sum_like(xp, xp.where(t.dropped, xp.zeros_like(ga), ga), values[name])
+        out[name] = out[name] + ga if name in out else ga
+    if "sample_weight" in wanted:
+        gs = alpha * parts.loss if beta is None else alpha * parts.loss + beta * t.weight
+        gs = xp.where(t.weightless, zero, gs)
+        out["sample_weight"] = sum_like(xp, gs, values["sample_weight"])
+    if "normalizer" in wanted:
+        gn = -ct * drop(xp, parts.numerator / (parts.norm * parts.norm), tuple(range(zero.ndim)))
+        out["normalizer"] = sum_like(xp, gn, values["normalizer"])
+    return out
+
+
+def loss_jvp(xp, parts, tangents, values):
+    """The tangent of any loss that is reduced by `reduce_rows`."""
+    t, axis, reduction, compute = parts.t, values["axis"], values["reduction"], values["compute"]
+    zero = xp.zeros_like(parts.loss)
+    da = push_slopes(xp, parts.slopes, t.dropped, tangents, values)
+    da, db = zero if da is None else da, zero
+    for name in parts.direct:
+        if name not in tangents:
+            continue
+        by_loss, by_weight = parts.direct[name]()
+        v = cast(xp, tangents[name], compute)
+        da = da + xp.where(t.dropped, zero, total(xp, by_loss * v, axis))
+        if by_weight is not None:
+            db = db + xp.where(t.dropped, zero, total(xp, by_weight * v, axis))
+    if t.s is not None:
+        da, db = t.s * da, t.s * db
+    if "sample_weight" in tangents:
+        ds = cast(xp, tangents["sample_weight"], compute)
+        da = da + ds * xp.where(t.weightless, zero, parts.loss)
+        db = db + ds * xp.where(t.weightless, zero, t.weight)
+    if reduction == "none":
+        return cast(xp, drop(xp, da, axis), values["dtype"])
+    everything = tuple(range(zero.ndim))
+    out = total(xp, da, everything)
+    if reduction == "mean":
+        ratio = parts.numerator / parts.norm
+        if values["normalizer"] is None:
+            out = out - ratio * total(xp, db, everything)
+        elif "normalizer" in tangents:
+            out = out - ratio * xp.reshape(cast(xp, tangents["normalizer"], compute), out.shape)
+        out = out / parts.norm
+    return cast(xp, drop(xp, out, everything), values["dtype"])
+
+
+def cross_entropy_by_rows(
+    call, xp, x, labels, *, z_loss=0.0, softcap=None, label_smoothing=0.0, class_weight=None, **values
+):
+    """Cross-entropy by its rows: the targets, the loss, its slope, and what else it moves with."""
+    axis, where, temperature, compute = (values[k] for k in ("axis", "where", "temperature", "compute"))
     u = x if softcap is None else capped(xp, x, softcap, compute)
     logp, p = both(call, xp, x, u, axis, where, temperature, compute)
     t = targets(
-        xp, logp, labels, classes, axis=axis, where=where, label_smoothing=label_smoothing,
-        class_weight=class_weight, sample_weight=sample_weight, ignore_index=ignore_index, compute=compute,
+        xp, logp, labels, values["classes"], axis=axis, where=where, label_smoothing=label_smoothing,
+        class_weight=class_weight, sample_weight=values["sample_weight"], ignore_index=values["ignore_index"],
+        compute=compute,
     )  # fmt: skip
     zero = xp.zeros_like(logp)
     gz = log_softmax_adjoint(xp, logp, p, -t.q, axis)
-    dlse = dweight = lse = None
+    dlse = dweight = lse = None  # the z-loss's: row: Σ gz, which only it makes other than 0; ∂loss/∂weight
     if z_loss:
         z = temper(cast(xp, u, compute), temperature)
         lse = call("logsumexp", x=z, axis=axis, where=where, keepdims=True, dtype=compute, compute=compute)
@@ -798,103 +933,34 @@ def loss_parts(
         gz = xp.where(t.bad, zero + NAN, gz)
     nothing = (logp == -INF) & (t.q == 0)
     loss = row_losses(xp, t, -total(xp, t.q * xp.where(nothing, zero, logp), axis), lse, z_loss, axis)
-    # beside a factor of 0 neither an infinite nor a NaN derivative may appear, not even when transposed
-    dq = -xp.where((logp == -INF) | t.dropped, zero, logp)
-    loss = xp.where(t.dropped & ~xp.isfinite(loss), xp.zeros_like(loss), loss)
-    _, a, norm = reduce_rows(xp, t, loss, normalizer, reduction, axis)
-    return Parts(t, loss, a, norm, gz, dlse, dq, dweight)
+
+    def by_q(share, of_weight):
+        # beside a factor of 0 neither an infinite nor a NaN derivative may appear, not even when transposed
+        dq = share * -xp.where((logp == -INF) | t.dropped, zero, logp)
+        return dq if dweight is None else dq + dweight * of_weight
+
+    def by_labels():
+        dy = by_q(1 - label_smoothing, 1)
+        return (dy, zero + 1) if t.w is None else (dy * t.w, zero + t.w)
+
+    def by_class_weight():
+        return by_q(smoothed(t, label_smoothing), t.y), t.y
+
+    return t, loss, Slope("x", gz, temperature, dlse, softcap), {"labels": by_labels, "class_weight": by_class_weight}
 
 
-def per_label(parts, share_of_q):
-    """∂loss/∂(one entry of y or w), given how much of q moves with it."""
-    return share_of_q if parts.dweight is None else share_of_q + parts.dweight
-
-
-def cross_entropy_vjp(call, xp, ct, y, wanted, x, labels, *, compute, dtype, **options):
-    p = loss_parts(call, xp, x, labels, compute=compute, **options)
-    t, axis, reduction = p.t, options["axis"], options["reduction"]
-    ct = cast(xp, ct, compute)
-    zero = xp.zeros_like(p.loss)
-    alpha = zero + row_cotangent(xp, ct, p.norm, reduction, axis)
-    beta = None  # the cotangent of each row's s · weight
-    if reduction == "mean" and options["normalizer"] is None:
-        beta = -alpha * (p.numerator / p.norm)
-    f = alpha if t.s is None else alpha * t.s
-    g = None if beta is None else beta if t.s is None else beta * t.s
-
-    gz = xp.where(t.dropped, xp.zeros_like(p.gz), f * p.gz)
-    row_sum = None if p.dlse is None else xp.where(t.dropped, zero, f * p.dlse)
-    out = to_inputs(
-        xp, gz, row_sum, wanted, x, options["softcap"], axis, options["where"], options["temperature"], compute
-    )
-    smooth = options["label_smoothing"]
-    if "labels" in wanted:
-        gy = f * per_label(p, (1 - smooth) * p.dq)
-        gy = gy if g is None else gy + g
-        gy = gy if t.w is None else gy * t.w
-        out["labels"] = sum_like(xp, xp.where(t.dropped, xp.zeros_like(gy), gy), labels)
-    if "class_weight" in wanted:
-        gw = smoothed(t, smooth) * p.dq
-        gw = f * (gw if p.dweight is None else gw + p.dweight * t.y)
-        gw = gw if g is None else gw + g * t.y
-        out["class_weight"] = sum_like(xp, xp.where(t.dropped, xp.zeros_like(gw), gw), options["class_weight"])
-    if "sample_weight" in wanted:
-        gs = alpha * p.loss if beta is None else alpha * p.loss + beta * t.weight
-        gs = xp.where(t.weightless, zero, gs)
-        out["sample_weight"] = sum_like(xp, gs, options["sample_weight"])
-    if "normalizer" in wanted:
-        gn = -ct * drop(xp, p.numerator / (p.norm * p.norm), tuple(range(x.ndim)))
-        out["normalizer"] = sum_like(xp, gn, options["normalizer"])
-    return out
+def loss_parts(call, xp, **values):
+    t, loss, slope, direct = cross_entropy_by_rows(call, xp, **values)
+    return parts_of(xp, t, loss, (slope,), direct, **values)
 
 
 def smoothed(t, label_smoothing):
     return t.y if t.share is None else (1 - label_smoothing) * t.y + label_smoothing * t.share
 
 
-def cross_entropy_jvp(call, xp, y, tangents, x, labels, *, compute, dtype, **options):
-    p = loss_parts(call, xp, x, labels, compute=compute, **options)
-    t, axis, reduction = p.t, options["axis"], options["reduction"]
-    zero = xp.zeros_like(p.loss)
-    dz, divide_by, shift, frozen = from_inputs(
-        xp, tangents, x, options["softcap"], axis, options["where"], options["temperature"], compute
-    )
-    still = frozen | t.dropped  # masked before the product: transposed, 0 · NaN would come back
-    da = total(xp, xp.where(still, xp.zeros_like(p.gz), p.gz) * dz, axis) / divide_by
-    if p.dlse is not None:
-        da = da + xp.where(still, zero, p.dlse) * shift
-    db = zero
-    smooth = options["label_smoothing"]
+def cross_entropy_vjp(call, xp, ct, y, wanted, **values):
+    return loss_vjp(xp, ct, loss_parts(call, xp, **values), wanted, values)
 
-    def counted(row):
-        return xp.where(t.dropped, zero, row)
 
-    if "labels" in tangents:
-        dy = cast(xp, tangents["labels"], compute)
-        dy = dy if t.w is None else dy * t.w
-        da = da + counted(total(xp, per_label(p, (1 - smooth) * p.dq) * dy, axis))
-        db = db + counted(total(xp, dy, axis))
-    if "class_weight" in tangents:
-        dw = cast(xp, tangents["class_weight"], compute)
-        weight = total(xp, t.y * dw, axis)
-        more = total(xp, smoothed(t, smooth) * p.dq * dw, axis)
-        da = da + counted(more if p.dweight is None else more + p.dweight * weight)
-        db = db + counted(weight)
-    if t.s is not None:
-        da, db = t.s * da, t.s * db
-    if "sample_weight" in tangents:
-        ds = cast(xp, tangents["sample_weight"], compute)
-        da = da + ds * xp.where(t.weightless, zero, p.loss)
-        db = db + ds * xp.where(t.weightless, zero, t.weight)
-    if reduction == "none":
-        return cast(xp, drop(xp, da, axis), dtype)
-    everything = tuple(range(x.ndim))
-    out = total(xp, da, everything)
-    if reduction == "mean":
-        ratio = p.numerator / p.norm
-        if options["normalizer"] is None:
-            out = out - ratio * total(xp, db, everything)
-        elif "normalizer" in tangents:
-            out = out - ratio * xp.reshape(cast(xp, tangents["normalizer"], compute), out.shape)
-        out = out / p.norm
-    return cast(xp, drop(xp, out, everything), dtype)
+def cross_entropy_jvp(call, xp, y, tangents, **values):
+    return loss_jvp(xp, loss_parts(call, xp, **values), tangents, values)

@@ -279,38 +279,34 @@ def cross_entropy_values(
     class_weight: Any, sample_weight: Any, ignore_index: int | None, z_loss: float, softcap: float | None,
     reduction: str, normalizer: Any, dtype: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    x = logits if isinstance(logits, args.Shaped) else args.array(backend, "logits", logits)
-    axis = args.axes(axis, x.ndim)
-    dtype, compute = args.dtypes(backend, x, dtype)
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}.')
-    labels, classes, ignore_index = args.labels(backend, find, labels, x, axis, ignore_index)
-    where = args.mask(backend, find, where, x)
-    temperature = args.temperature(backend, find, temperature, x, axis)
+    values = args.of_loss(
+        backend,
+        find,
+        logits,
+        labels,
+        axis,
+        where,
+        temperature,
+        sample_weight,
+        ignore_index,
+        reduction,
+        normalizer,
+        dtype,
+    )
+    temperature = values["temperature"]
     z_loss = args.number("z_loss", z_loss, 0, float("inf"), "a finite number of at least 0")
     if z_loss and isinstance(temperature, float) and temperature in (0.0, float("inf")):
         raise ValueError(
             f"z_loss needs a temperature above 0 and below inf, where logsumexp is finite, got {temperature}."
         )
     return dict(
-        x=x,
-        labels=labels,
-        classes=classes,
-        axis=axis,
-        where=where,
-        temperature=temperature,
+        values,
         label_smoothing=args.number("label_smoothing", label_smoothing, 0, 1, "within [0, 1]"),
-        class_weight=args.class_weight(backend, find, class_weight, x, axis),
-        sample_weight=args.sample_weight(backend, find, sample_weight, x, axis),
-        ignore_index=ignore_index,
+        class_weight=args.class_weight(backend, find, class_weight, values["x"], values["axis"]),
         z_loss=z_loss,
         softcap=None
         if softcap is None
         else args.number("softcap", softcap, 5e-324, float("inf"), "above 0 and finite"),
-        reduction=reduction,
-        normalizer=args.normalizer(backend, find, normalizer, reduction, x),
-        dtype=dtype,
-        compute=compute,
     )
 
 

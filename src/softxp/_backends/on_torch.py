@@ -158,7 +158,7 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
 
         @staticmethod
         def backward(ctx: Any, *cts: Any) -> Any:
-            return pull(ctx, cts[0], _again)
+            return (None,) * len(ctx.needs_input_grad) if cts[0] is None else pull(ctx, cts[0], _again)
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Any:
