@@ -1,6 +1,7 @@
 """What is drawn: the rules in their order, ties, draws that follow their distribution, rows with nothing to draw."""
 
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -174,6 +175,19 @@ def test_what_is_masked_is_never_drawn(dtype):
         just_below = np.nextafter(np.float32(1), np.float32(0))
         token = softxp.sample(asarray(inf), asarray(np.full(1, just_below, np.float32)))
         assert where[int(token[0])]
+
+
+def test_running_sums_that_waver():
+    """Added in blocks, a running sum may grow by a rounding where a masked token adds nothing."""
+    from softxp._backends._numpy import XP
+    from softxp.decode import sample_forward
+
+    def wavering(x, axis):
+        return np.cumsum(x, axis) + 1e-17 * (x % 1 > 0).any()
+
+    x, how = np.asarray([[-INF, 0.0, -1.0]]), dict(axis=(1,), top_k=None, top_p=None, min_p=None)
+    xp = SimpleNamespace(**{**vars(XP), "cumulative_sum": wavering})
+    assert sample_forward(xp, x, np.zeros(1), **how, integer=np.int64, compute=np.float64).tolist() == [1]
 
 
 def test_rows_with_nothing_to_draw():
