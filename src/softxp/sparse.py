@@ -38,7 +38,13 @@ def by_sorting(xp, z, axis, square):
     there, again = F.axis_last(xp, z, axis, False)
     z = there(z)
     last = (z.ndim - 1,)
-    best = xp.descending(z, -1.0)  # nothing at -1 or below has a share
+    # nothing at -1 or below has a share; Newton's steps from there never pass τ, the sum being convex, and leave less to
+    # sort
+    floor = xp.zeros_like(F.total(xp, z, last)) - 1
+    for _ in range(2 if square else 0):
+        above = xp.maximum(z - floor, xp.zeros_like(floor))
+        floor = floor + (F.total(xp, above * above, last) - 1) / (2 * xp.maximum(F.total(xp, above, last), -floor))
+    best = xp.descending(z, floor)
     k = xp.cumulative_sum(xp.ones_like(best), axis=-1)
     mean = xp.cumulative_sum(best, axis=-1) / k
     tau = (

@@ -46,14 +46,14 @@ def _transformed() -> bool:
 _compiling = torch.compiler.is_compiling
 
 
-def _descending(x: Any, floor: float) -> Any:
+def _descending(x: Any, floor: Any) -> Any:
     """A few large numbers are found five times as fast as all are sorted."""
     n = few = x.shape[-1]
     if x.is_cpu and x.numel() and not (_compiling() or _transformed()):
         few = max(1, int((x > floor).sum(-1).max()))
     if 4 * few > n or not n:
-        return torch.sort(x.clamp_min(floor), dim=-1, descending=True).values
-    return torch.topk(x, few, dim=-1).values.clamp_min(floor)
+        return torch.sort(torch.maximum(x, floor), dim=-1, descending=True).values
+    return torch.maximum(torch.topk(x, few, dim=-1).values, floor)
 
 
 # torch adds in a cascade, so its own sum serves; its vmap of a backward knows cat but not its alias concat (torch 2.13)
