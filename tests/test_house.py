@@ -10,16 +10,18 @@ import pytest
 import softxp
 
 HOME = Path(softxp.__file__).parent
-ROOMS = {"contrastive", "core", "linear", "losses", "sparse", "transform", "streaming"}
+ROOMS = {"contrastive", "core", "decode", "linear", "losses", "routing", "sparse", "transform", "streaming"}
 MAY = {  # file -> files of ours it may import
     "_formulas": set(),
     "_op": set(),
     "_args": set(),
     "contrastive": {"_args", "_formulas", "_products", "_op", "_backends"},
     "core": {"_args", "_formulas", "_op", "_backends"},
+    "decode": {"_args", "_formulas", "_op", "_backends"},
     "_products": {"_args", "_formulas", "_op"},
     "linear": {"_args", "_products", "_op", "_backends", "core"},
     "losses": {"_args", "_formulas", "_op", "_backends"},
+    "routing": {"_args", "_formulas", "_op", "_backends"},
     "sparse": {"_args", "_formulas", "_op", "_backends"},
     "transform": {"_args", "_op", "_backends"},
     "streaming": {"_args", "_formulas", "_backends"},

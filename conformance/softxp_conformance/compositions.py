@@ -32,6 +32,7 @@ class Composition:
     truth: Callable[..., Any]
     variants: dict[str, Callable[[Any], tuple[Arrays, Options]]]  # of a numpy Generator
     lean: bool = False  # asked little: see Target.lean
+    moves: bool = True  # floats, which have derivatives
 
     def __str__(self) -> str:
         return self.name
@@ -47,9 +48,15 @@ class Composition:
         return [fit(a) for a in arrays], {k: fit(v) for k, v in options.items()}
 
     @lru_cache  # noqa: B019
-    def value(self, variant: str, dtype: str) -> Any:
+    def values(self, variant: str, dtype: str) -> tuple[Any, ...]:
+        """All answers of a call, where it has several."""
         arrays, options = self.given(variant, dtype)
-        return np.asarray(self.truth(*arrays, **options))
+        answer = self.truth(*arrays, **options)
+        return tuple(np.asarray(a) for a in (answer if isinstance(answer, tuple) else (answer,)))
+
+    def value(self, variant: str, dtype: str) -> Any:
+        """The first answer, which alone has derivatives."""
+        return self.values(variant, dtype)[0]
 
     def moving(self, variant: str) -> list[int]:
         """The positions of the arrays of floats."""
@@ -59,7 +66,8 @@ class Composition:
         """The derivative by one array along v."""
         arrays, options = self.given(variant, dtype)
         moved = [a + 1j * STEP * v if i == which else a for i, a in enumerate(arrays)]
-        return np.imag(self.truth(*moved, **options)) / STEP
+        answer = self.truth(*moved, **options)
+        return np.imag(answer[0] if isinstance(answer, tuple) else answer) / STEP
 
     @lru_cache  # noqa: B019
     def direction(self, kind: str, variant: str, dtype: str, which: int) -> Any:
@@ -198,11 +206,125 @@ def _soft_and_hard(rng: Any) -> tuple[Arrays, Options]:
 
 DISTILLATION = {"soft": _soft_targets, "soft and hard": _soft_and_hard}
 
+
+# --- mask_logits, sample, gumbel_softmax -------------------------------------------------------------------------------
+
+
+def _in_order(row: Any, where: Any = True) -> Any:
+    """The places of a row's entries that take part, the largest first, of equal ones the first."""
+    part = np.flatnonzero(np.broadcast_to(where, row.shape) & (np.real(row) > -np.inf))
+    return part[np.argsort(-np.real(row[part]), kind="stable")]
+
+
+def _mask_logits(
+    x: Any, *, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0, where: Any = True
+) -> Any:  # fmt: skip
+    y, where = np.full_like(x, -np.inf), np.broadcast_to(where, x.shape)
+    for i in np.ndindex(x.shape[:-1]):
+        stays = _in_order(x[i], where[i])[:top_k]
+        if not stays.size:
+            continue
+        p = softmax(np.real(x[i][stays]) / temperature)
+        stays = stays[np.concatenate([[0.0], np.cumsum(p)[:-1]]) < top_p] if top_p < 1 else stays
+        p = softmax(np.real(x[i][stays]) / temperature)
+        stays = stays[p >= min_p * np.max(p)]
+        y[i][stays] = x[i][stays]
+    return y
+
+
+def _sample(x: Any, uniforms: Any, *, temperature: float = 1.0, **options: Any) -> Any:
+    p = softmax(np.real(_mask_logits(x, temperature=temperature, **options)) / temperature)
+    found = np.cumsum(p, axis=-1) > uniforms[..., None]
+    return np.where(np.any(p > 0, axis=-1), np.argmax(found, axis=-1), -1)
+
+
+def _gumbel_softmax(x: Any, uniforms: Any, *, temperature: float = 1.0, where: Any = True, hard: bool = False) -> Any:
+    part = where & (np.real(x) > -np.inf)
+    z = np.where(part, x, 0.0) - np.log(-np.log(uniforms))
+    soft = softmax(np.where(part, z / temperature, -np.inf))
+    if not hard:
+        return soft
+    first = np.argmax(np.where(part, np.real(z), -np.inf), axis=-1)[..., None] == np.arange(x.shape[-1])
+    return (first & part) + 1j * np.imag(soft)
+
+
+def _hard(x: Any, uniforms: Any, **options: Any) -> Any:
+    y = _gumbel_softmax(x, uniforms, **options)
+    return y if np.iscomplexobj(x) or np.iscomplexobj(uniforms) else np.real(y)
+
+
+def _tokens(draws: str, **options: Any) -> Callable[[Any], tuple[Arrays, Options]]:
+    """Logits with ties, an entry and a row of -inf; `draws`: a uniform number for each "row", each "entry", or none."""
+
+    def make(rng: Any) -> tuple[Arrays, Options]:
+        x = np.round(2 * rng.normal(size=(2, 3, 7)), 0 if not draws else 2)
+        x[0, 1, 2], x[1, 0] = -np.inf, -np.inf
+        where = np.ones(7, bool)
+        where[4] = False
+        u = rng.uniform(0.05, 0.95, {"row": (2, 3), "entry": (2, 3, 7)}.get(draws, 0))
+        return [x, u] if draws else [x], {**options, "where": where}
+
+    return make
+
+
+# --- topk_softmax, balance_loss, router_z_loss -------------------------------------------------------------------------
+
+
+def _topk_softmax(x: Any, k: int, *, normalize: bool = True, where: Any = True, temperature: float = 1.0) -> Any:
+    w, at = np.zeros((*x.shape[:-1], k), x.dtype), np.full((*x.shape[:-1], k), -1)
+    where = np.broadcast_to(where, x.shape) & (np.real(x) > -np.inf)
+    for i in np.ndindex(x.shape[:-1]):
+        best = _in_order(x[i], where[i])[:k]
+        p = softmax(np.where(where[i], np.where(where[i], x[i], 0.0) / temperature, -np.inf))
+        w[i][: len(best)] = softmax(x[i][best] / temperature) if normalize and len(best) else p[best]
+        at[i][: len(best)] = best
+    return w, at
+
+
+def _balance_loss(x: Any, k: int, *, where: Any = True, sample_weight: Any = 1.0) -> Any:
+    s = np.broadcast_to(sample_weight, x.shape[:-1])[..., None] * np.any(np.real(x) > -np.inf, axis=-1, keepdims=True)
+    where = np.broadcast_to(where, x.shape)
+    chosen, tokens = np.zeros(x.shape), tuple(range(x.ndim - 1))
+    for i in np.ndindex(x.shape[:-1]):
+        chosen[i][_in_order(x[i], where[i])[:k]] = 1.0
+    f = np.sum(s * chosen, axis=tokens) / np.sum(s)
+    return x.shape[-1] * np.sum(f * np.sum(s * softmax(np.where(where, x, -np.inf)), axis=tokens) / np.sum(s))
+
+
+def _router_z_loss(x: Any, *, where: Any = True, sample_weight: Any = 1.0) -> Any:
+    s = np.broadcast_to(sample_weight, x.shape[:-1]) * np.any(np.real(x) > -np.inf, axis=-1)
+    e = np.where(where & (np.real(x) > -np.inf), np.exp(np.where(np.real(x) > -np.inf, x, 0.0)), 0.0)
+    lse = np.log(np.where(np.sum(e, axis=-1) == 0, 1.0, np.sum(e, axis=-1)))
+    return np.sum(s * lse * lse) / np.sum(s)
+
+
+def _routed(*k: int, **options: Any) -> Callable[[Any], tuple[Arrays, Options]]:
+    def make(rng: Any) -> tuple[Arrays, Options]:
+        ((x,), how), how_too = _tokens("")(rng), dict(options)
+        if "sample_weight" in options:
+            how_too["sample_weight"] = np.asarray([[1.0, 0.5, 2.0], [1.0, 0.0, 3.0]])
+        return [x + rng.normal(size=x.shape) / 8 if "temperature" in options else x, *k], {**how, **how_too}
+
+    return make
+
+
+RULES: Options = dict(temperature=0.75, top_k=5, top_p=0.7, min_p=0.0625)
+
+GUMBEL = {"soft": _tokens("entry", temperature=0.75), "hard": _tokens("entry", temperature=0.75, hard=True)}
+TOPK = {"softmax of the top": _routed(3, temperature=0.75), "top of the softmax": _routed(7, normalize=False)}
+MASKS = {"all rules": _tokens("", **RULES), "top-k": _tokens("", top_k=3)}
+
 COMPOSITIONS: dict[str, Composition] = {
     c.name: c
     for c in (
         Composition("linear_cross_entropy", _linear, LINEAR),
         Composition("contrastive_loss", _contrastive, CONTRASTIVE),
         Composition("distillation_loss", _distillation, DISTILLATION, lean=True),
+        Composition("mask_logits", _mask_logits, MASKS, lean=True),
+        Composition("sample", _sample, {"all rules": _tokens("row", **RULES)}, lean=True, moves=False),
+        Composition("gumbel_softmax", _hard, GUMBEL, lean=True),
+        Composition("topk_softmax", _topk_softmax, TOPK, lean=True),
+        Composition("balance_loss", _balance_loss, {"weighted": _routed(2, sample_weight=True)}, lean=True),
+        Composition("router_z_loss", _router_z_loss, {"weighted": _routed(sample_weight=True)}, lean=True),
     )
 }

@@ -223,6 +223,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             return
         if f"{kind}_composition".removeprefix("value_") in names:
             asked = [(c, v) for c in COMPOSITIONS.values() for v in c.variants if _whole(metafunc.config, c, v, kind)]
+            asked = [(c, v) for c, v in asked if kind == "value" or c.moves]
             able = [s for s in chosen if kind == "value" or s.can(kind)]
             pairs = [(s, each) for s in able for each in asked if s.implementation.takes(each[0].name, {})]
             _over(metafunc, who, f"{kind}_composition".removeprefix("value_"), pairs)

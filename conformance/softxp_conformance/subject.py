@@ -83,7 +83,7 @@ class Subject:
     @contextmanager
     def untouched(self, arrays: list[Any], options: dict[str, Any]) -> Iterator[None]:
         """What a call is given keeps every bit."""
-        given = {**dict(enumerate(arrays)), **{k: v for k, v in options.items() if hasattr(v, "shape")}}
+        given = {k: v for k, v in {**dict(enumerate(arrays)), **options}.items() if hasattr(v, "shape")}
         before = {k: self.bits(v) for k, v in given.items()}
         yield
         written = [str(k) for k, v in given.items() if self.bits(v) != before[k]]

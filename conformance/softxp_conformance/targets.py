@@ -272,7 +272,12 @@ def _jax_jvp(fn: Any, arrays: Any, options: Any, tangent: Any) -> Any:
 def _jitted(fn: Any, arrays: Any, options: Any) -> Any:
     import jax
 
-    return jax.jit(lambda *a: fn(*a, **options))(*arrays)
+    moving = [i for i, a in enumerate(arrays) if hasattr(a, "dtype")]  # a plain number stays what it is
+
+    def traced(*given: Any) -> Any:
+        return fn(*(given[moving.index(i)] if i in moving else a for i, a in enumerate(arrays)), **options)
+
+    return jax.jit(traced)(*(arrays[i] for i in moving))
 
 
 def _jitted_vjp(fn: Any, arrays: Any, options: Any, ct: Any) -> Any:
@@ -432,6 +437,8 @@ JAX = Target(
         r"test_rows\[.*-float32-(entropy|kl_divergence|sparsemax_loss)-plain-",
         r"test_vjp\[.*-float32-.*-plain-",
         r"test_composed_vjp\[.*-float32-.*and hard",
+        r"test_composed\[.*-float32-(mask_logits-all|sample|topk_softmax-softmax)",
+        r"test_composed_vjp\[.*-float64-(gumbel_softmax-hard|balance_loss)",
     ),
     stated={"same_bits_in_a_batch": "XLA compiles each shape anew, and may vectorise it otherwise"},
     flushes=("bfloat16", "float32", "float64"),
@@ -454,6 +461,7 @@ TARGETS = {
         replace(
             STRICT, name="array-api-strict-32", asarray=_strict("no_x64"), dtypes=("float32",),
             device="no_x64", wide=Target.wide,
+            xfail={"-topk_softmax-": "its argsort answers in int64, which the device has not (array-api-strict 2.6)"},
         ),
         TORCH,
         replace(
@@ -500,7 +508,7 @@ TARGETS = {
         JAX,
         replace(
             JAX, name="jax-jitted", call=_jitted, vjp=_jitted_vjp, jvp=_jitted_jvp, traces=None, export=None, stated={},
-            lean=(r"test_vjp\[.*-float32-sparsemax_loss-plain-",),
+            lean=(r"test_vjp\[.*-float32-sparsemax_loss-plain-", r"test_composed\[.*-float32-sample"),
             only=(
                 r"test_(rows|vjp|jvp).*(bfloat16|float32)-.*-(plain|T per row|where|weighted mean)-",
                 r"test_composed_jvp\[.*float32-.*-plain\]",
@@ -513,7 +521,7 @@ TARGETS = {
             asnumpy=_dask_compute,
             call=_lazily,
             lazy=True,
-            lean=(r"test_rows\[.*-float32-.*-plain-",),
+            lean=(r"test_rows\[.*-float32-.*-plain-", r"test_composed\[.*-float32-(?!distillation)"),
             # graphs of many tasks: values in two dtypes, reverse mode in one, a few variants of the rest; and few running
             # sums, whose graphs of small pieces take seconds to plan
             only=(
@@ -538,7 +546,7 @@ TARGETS = {
             asnumpy=lambda a: a.unwrap_numpy(),
             export=_ndonnx_export,
             xfail={f"test_contract_export[ndonnx-{dtype}-logcumsumexp]": OPEN_SCAN for dtype in ALL},
-            lean=(r"test_rows\[.*-float32-entropy-plain-",),
+            lean=(r"test_rows\[.*-float32-entropy-plain-", r"test_composed\[.*-float32-(mask_logits-all|sample|topk)"),
             # its eager arrays run every operation as a graph of its own: a few variants; what it is for is exported
             only=(
                 r"test_rows.*-(?!logcumsumexp|sparsemax|entmax)\w+-(plain|where|T per row|weighted mean)-",

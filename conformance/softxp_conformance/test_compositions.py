@@ -25,8 +25,11 @@ def test_composed(subject: Subject, composition: tuple[Composition, str]) -> Non
     given, options = [subject.give(a) for a in arrays], {k: subject.give(v) for k, v in options.items()}
     with subject.untouched(given, options):
         y = subject.target.call(subject.function(case.name), given, options)
-    subject.like(given[0], y)
-    _close(subject, f"{case} ({variant})", subject.take(y), case.value(variant, subject.dtype))
+    answers = y if isinstance(y, tuple) else (y,)
+    if case.moves:
+        subject.like(given[0], answers[0])
+    for i, (got, truth) in enumerate(zip(answers, case.values(variant, subject.dtype), strict=True)):
+        _close(subject, f"{case} ({variant}), answer {i}", subject.take(got), truth)
 
 
 def _derivative(subject: Subject, kind: str, composition: tuple[Composition, str]) -> None:

@@ -13,8 +13,10 @@ from ._backends._threads import set_num_threads
 from ._backends._warm import use_kernels, warmup
 from .contrastive import contrastive_loss
 from .core import cross_entropy, log_softmax, logcumsumexp, logmeanexp, logsumexp, softmax
+from .decode import gumbel_softmax, mask_logits, sample
 from .linear import VocabularyShard, linear_cross_entropy
 from .losses import distillation_loss, entropy, kl_divergence
+from .routing import balance_loss, router_z_loss, topk_softmax
 from .sparse import entmax, entmax_loss, sparsemax, sparsemax_loss
 from .transform import jvp, value_and_grad, vjp
 
@@ -22,12 +24,14 @@ __version__ = _version("softxp")
 
 __all__ = [
     "VocabularyShard",
+    "balance_loss",
     "contrastive_loss",
     "cross_entropy",
     "distillation_loss",
     "entmax",
     "entmax_loss",
     "entropy",
+    "gumbel_softmax",
     "jvp",
     "kl_divergence",
     "linear_cross_entropy",
@@ -35,12 +39,16 @@ __all__ = [
     "logcumsumexp",
     "logmeanexp",
     "logsumexp",
+    "mask_logits",
     "register",
+    "router_z_loss",
+    "sample",
     "set_num_threads",
     "softmax",
     "sparsemax",
     "sparsemax_loss",
     "streaming",
+    "topk_softmax",
     "use_kernels",
     "value_and_grad",
     "vjp",

@@ -228,6 +228,40 @@ def number(name: str, value: Any, low: float, high: float, meaning: str) -> floa
     return value
 
 
+def count(name: str, value: Any, meaning: str = "an int of at least 1") -> int:
+    try:
+        whole = 0 if isinstance(value, bool) else index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be {meaning} (static under jit), got {type(value).__name__}.") from None
+    if whole < 1:
+        raise ValueError(f"{name} must be {meaning}, got {value}.")
+    return whole
+
+
+def uniforms(backend: Any, find: Any, rng: Any, shape: tuple, dtype: Any, x: Any) -> Any:
+    """Numbers in [0, 1) of that shape: drawn from the generator `rng`, or given as such."""
+    if not all(known(n) for n in shape):
+        drawn = NotImplemented  # nothing to draw for sizes that come to be known later
+    else:
+        drawn = backend.uniform(rng, shape, dtype, x)
+    if drawn is not NotImplemented:
+        return drawn
+    if not (hasattr(rng, "dtype") and hasattr(rng, "shape")):
+        raise TypeError(
+            f"rng must be numpy's Generator, a generator or key of {backend.name}'s own, or an array of uniforms in [0, 1) "
+            f"of shape {tuple(shape)}, got {type(rng).__name__}; where code is traced, numpy's Generator cannot draw for "
+            "each call."
+        )
+    u = companion(backend, find, "rng", rng, x)
+    if dtype_name(u.dtype) not in FLOATS:
+        raise TypeError(f"an array given as rng must hold uniforms, real floats in [0, 1), got dtype {u.dtype}.")
+    if not same_shape(u.shape, shape):
+        raise ValueError(f"uniforms given as rng need shape {tuple(shape)}, got {tuple(u.shape)}.")
+    if backend.look(~((u >= 0) & (u < 1))):
+        raise ValueError("uniforms given as rng must lie in [0, 1), got one outside.")
+    return u
+
+
 # --- losses: labels, weights, reduction ------------------------------------------------------------------------------
 
 

@@ -384,6 +384,39 @@ def from_inputs(xp, tangents, x, softcap, axis, where, temperature, compute):
     return dz, t, shift, frozen
 
 
+# --- the largest of a row --------------------------------------------------------------------------------------------
+# Of equal entries the first in the row counts as the larger, so that "the k largest" are exactly k.
+
+
+def first_largest(xp, z, best, count):
+    """Which entries of z are the `count` largest along the last axis. `best`: so many of z's largest or more, in descending
+    order; `count`: a number, or one for each row, at least 1.
+    """
+    nowhere = xp.full_like(best, -INF)
+    at = xp.cumulative_sum(xp.ones_like(best), axis=-1) == count
+    last = (z.ndim - 1,)
+    border = row_max(xp, xp.where(at, best, nowhere), last)
+    level = cast(xp, z == border, z.dtype)
+    room = count - total(xp, cast(xp, z > border, z.dtype), last)
+    return (z > -INF) & ((z > border) | ((z == border) & (xp.cumulative_sum(level, axis=-1) <= room)))
+
+
+def sound(xp, x, axis):
+    """x with 0 throughout a row that holds NaN, which no order has a place for; and which rows do."""
+    sick = total(xp, xp.where(x == x, xp.zeros_like(x), xp.ones_like(x)), axis) > 0
+    return xp.where(sick, xp.zeros_like(x), x), sick
+
+
+def among_largest(xp, u, k, axis):
+    """Which entries of u are the k largest of their row; none of a row that holds NaN, and none at -inf."""
+    z, sick = sound(xp, u, axis)
+    there, again = axis_last(xp, u, axis, False)
+    z = there(z)
+    k = min(k, z.shape[-1]) if isinstance(z.shape[-1], int) else k
+    chosen = again(first_largest(xp, z, xp.largest(z, k), k)) if k else u > INF
+    return chosen & ~sick
+
+
 # --- logsumexp, logmeanexp -------------------------------------------------------------------------------------------
 
 
@@ -510,9 +543,11 @@ def axis_last(xp, x, axis, reverse):
     shape = x.shape
     order = tuple(a for a in range(x.ndim) if a not in axis) + axis
     back = tuple(order.index(a) for a in range(x.ndim))
+    turn = (lambda a: xp.flip(a, axis=-1)) if reverse else (lambda a: a)
+    if len(axis) == 1:  # sizes that are not known yet cannot be reshaped
+        return lambda a: turn(xp.permute_dims(a, order)), lambda a: xp.permute_dims(turn(a), back)
     moved = tuple(shape[a] for a in order)
     lead = x.ndim - len(axis)
-    turn = (lambda a: xp.flip(a, axis=-1)) if reverse else (lambda a: a)
     length = 1
     for n in moved[lead:]:
         length = length * n

@@ -352,7 +352,9 @@ def summed(call, xp, c, f, wanted):
         by_kernel, by_bias = carry
         gz = None if "x" not in out else F.cast(xp, out["x"], tile.kernel.dtype)
         if kept[0]:
-            h = xp.where(f == 0, xp.zeros_like(tile.hidden), tile.hidden)  # dropped rows may hold anything: 0 · inf = nan
+            h = xp.where(
+                f == 0, xp.zeros_like(tile.hidden), tile.hidden
+            )  # dropped rows may hold anything: 0 · inf = nan
             by_kernel = xp.add_product(by_kernel, gz, h)
         if kept[1]:
             by_bias = by_bias + xp.permute_dims(F.total(xp, gz, (0,)), (1, 0))

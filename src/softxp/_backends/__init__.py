@@ -6,6 +6,7 @@ option); the lifted formula stands behind it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from .._op import OPS, Op
@@ -20,6 +21,13 @@ def plain(op: Op, xp: Any) -> Callable[[dict[str, Any]], Any]:
     """The lift for a library without derivatives of its own: the formula itself."""
     forward = op.forward
     return lambda values: forward(xp, **values)
+
+
+def numpy_uniform(put: Any, xp: Any, rng: Any, shape: tuple, dtype: Any, like: Any) -> Any:
+    """Draws of a numpy Generator, put beside `like`: one seed gives the same draws on every library."""
+    if not any(c.__name__ == "Generator" and c.__module__.startswith("numpy.random") for c in type(rng).__mro__):
+        return NotImplemented
+    return put(rng.random(size=shape, dtype="float64" if dtype == xp.float64 else "float32"), like)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +56,8 @@ class Backend:
     arange: Any = None  # (n, dtype, like) -> array beside `like`
     default_float: Any = None
     default_int: Any = None
+    # (rng, shape, dtype, like) -> uniforms in [0, 1) beside `like`, or NotImplemented: no generator of the library's
+    uniform: Any = None
     guard: Callable[[Any], Any] = lambda fn: fn  # decorator under which a formula runs
     road: str = "formula"  # what the doctor says of it
     serves: Callable[[str, Any], bool] = lambda name, x: True  # may the kernel of that name serve x's device?
@@ -63,6 +73,8 @@ class Backend:
             set_("default_float", lambda like: xp.asarray(0.5, device=self.device(like)).dtype)
         if self.default_int is None:
             set_("default_int", lambda like: xp.asarray(0, device=self.device(like)).dtype)
+        if self.uniform is None:
+            set_("uniform", partial(numpy_uniform, self.put, xp))
         # now, not at the first call: compilers that trace a call cannot trace the making of a class
         self.lifted.update({name: self.guard(self.lift(op, xp)) for name, op in OPS.items()})
 
@@ -171,6 +183,8 @@ def register(array_type: type, /, *, namespace: Any, name: str | None = None, **
             temperature errors into NaN rows. Default: None.
         guard(fn) : decorator under which formulas run, such as numpy.errstate(all="ignore").
         device(x), put(value, like), arange(n, dtype, like) : where they are not `x.device` and the standard's calls.
+        uniform(rng, shape, dtype, like) : draws in [0, 1) from the library's own generator, NotImplemented for what is none.
+            Default: numpy's Generator, by way of put.
 
     Raises
     ------
@@ -187,7 +201,7 @@ def register(array_type: type, /, *, namespace: Any, name: str | None = None, **
     """
     if not isinstance(array_type, type):
         raise TypeError(f"register needs the type of the arrays, got {array_type!r}; pass type(x).")
-    words = {"kernels", "lift", "double", "look", "device", "put", "arange", "guard"}
+    words = {"kernels", "lift", "double", "look", "device", "put", "arange", "guard", "uniform"}
     if not words >= set(how):
         raise TypeError(f"register knows {sorted(words)}, got {sorted(set(how) - words)}.")
     _BY_TYPE[array_type] = _conforming(namespace, name, **how)

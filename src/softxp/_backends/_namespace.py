@@ -69,6 +69,14 @@ def descending(sort: Any, maximum: Any) -> Callable[[Any, Any], Any]:
     return lambda x, floor: -sort(-maximum(x, floor), axis=-1)
 
 
+def largest(sort: Any, argsort: Any) -> dict[str, Callable[[Any, int], Any]]:
+    """The k largest entries along the last axis, in descending order, and where they lie: of equal ones the first."""
+    return {
+        "largest": lambda x, k: sort(x, axis=-1, descending=True)[..., :k],
+        "largest_at": lambda x, k: argsort(x, axis=-1, descending=True, stable=True)[..., :k],
+    }
+
+
 # Every function that a formula may use: what a namespace must offer to be served.
 USED = [
     "abs", "arange", "argmax", "asarray", "astype", "bool", "broadcast_to", "concat", "cumulative_sum", "exp",
@@ -90,6 +98,7 @@ def careful(xp: Any, **instead: Any) -> SimpleNamespace:
     if hasattr(xp, "bfloat16"):
         names["bfloat16"] = xp.bfloat16
     names["sum"] = blocked(xp.sum, xp.reshape)
+    names.update(largest(getattr(xp, "sort", None), getattr(xp, "argsort", None)))
     names["in_chunks"] = in_chunks(names.get("concat"))
     names["add_product"] = add_product(names.get("matmul"))
     if "sort" in names:

@@ -5,7 +5,7 @@ from typing import Any
 import cupy as cp
 from array_api_compat import cupy
 
-from . import Backend
+from . import Backend, numpy_uniform
 from ._namespace import careful
 
 compat: Any = cupy
@@ -21,11 +21,21 @@ def _arange(n: int, dtype: Any, like: Any) -> Any:
         return cp.arange(n, dtype=dtype)
 
 
+def _uniform(rng: Any, shape: tuple, dtype: Any, like: Any) -> Any:
+    with like.device:
+        if isinstance(rng, cp.random.Generator):
+            return rng.random(shape, dtype=dtype)
+        if isinstance(rng, cp.random.RandomState):
+            return rng.random_sample(shape, dtype=dtype)
+    return numpy_uniform(_put, compat, rng, shape, dtype, like)
+
+
 BACKEND = Backend(
     name="cupy",
     xp=careful(compat, sum=compat.sum),
     device=lambda x: x.device,
     put=_put,
+    uniform=_uniform,
     arange=_arange,
     default_float=lambda like: cp.dtype("float64"),
     default_int=lambda like: cp.dtype("int64"),

@@ -74,7 +74,9 @@ def _max(x: Any, *, axis: Any, keepdims: bool = False) -> Any:
 
 
 def _expand_dims(x: Any, *, axis: int) -> Any:
-    return x[(*(slice(None),) * axis, None)]  # da.expand_dims reshapes, which sizes not known yet refuse
+    return x[
+        (*(slice(None),) * (axis % (x.ndim + 1)), None)
+    ]  # da.expand_dims reshapes, which sizes not known yet refuse
 
 
 XP = careful(compat, sum=_sum, max=_max, fold_rows=_fold_rows, expand_dims=_expand_dims)

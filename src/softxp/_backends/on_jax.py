@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from .._op import OPS, Op, is_array
-from . import Backend
+from . import Backend, numpy_uniform
 from ._namespace import careful, in_chunks
 
 _few = in_chunks(jnp.concat)
@@ -28,7 +30,13 @@ def _in_chunks(step: Any, carry: Any, arrays: Any, size: int) -> Any:
     return carry, tuple(jnp.concat([a, b]) for a, b in zip(outs, last, strict=True))
 
 
-XP = careful(jnp, sum=jnp.sum, in_chunks=_in_chunks)
+XP = careful(
+    jnp,
+    sum=jnp.sum,
+    in_chunks=_in_chunks,
+    largest=lambda x, k: jax.lax.top_k(x, k)[0],
+    largest_at=lambda x, k: jax.lax.top_k(x, k)[1],
+)
 XP.call = lambda name, **values: _again(name, **values)
 
 
@@ -45,7 +53,10 @@ def _rule(name: str, options: tuple, primals: Any, tangents: Any) -> Any:
         k: t for k, t in given.items() if not isinstance(t, jax.custom_derivatives.SymbolicZero) and not _is_float0(t)
     }
     y, rule = _apply(name, options, arrays), OPS[name].jvp
-    return y, jnp.zeros_like(y) if rule is None else rule(_again, XP, y, moved, **arrays, **dict(options))
+    if rule is None:  # an integer's tangent is a zero of a dtype of its own
+        whole = not jnp.issubdtype(y.dtype, jnp.floating)
+        return y, np.zeros(y.shape, jax.dtypes.float0) if whole else jnp.zeros_like(y)
+    return y, rule(_again, XP, y, moved, **arrays, **dict(options))
 
 
 def _is_float0(tangent: Any) -> bool:
@@ -70,12 +81,32 @@ def _double(x: Any) -> bool:
     return bool(config.jax_enable_x64) and jax.default_backend() == "cpu"
 
 
+def _uniform(rng: Any, shape: tuple, dtype: Any, like: Any) -> Any:
+    if not isinstance(rng, jax.Array):
+        if isinstance(like, Tracer):
+            return NotImplemented  # numpy would draw once, while the code is traced
+        return numpy_uniform(_put, jnp, rng, shape, dtype, like)
+    typed = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
+    if not typed and rng.dtype != jnp.uint32:
+        return NotImplemented
+    if rng.ndim != (0 if typed else 1):
+        raise ValueError(
+            f"rng must be one JAX key, got an array of them, shape {rng.shape}; map over them with jax.vmap, or pass one."
+        )
+    return jax.random.uniform(rng, shape, dtype)
+
+
+def _put(value: Any, like: Any) -> Any:
+    return jnp.asarray(value)
+
+
 BACKEND = Backend(
     name="jax",
     xp=XP,
     lift=_lift,
     double=_double,
     road="formula under jit, lifted into custom_jvp",
-    put=lambda value, like: jnp.asarray(value),
+    put=_put,
+    uniform=_uniform,
     arange=lambda n, dtype, like: jnp.arange(n, dtype=dtype),
 )

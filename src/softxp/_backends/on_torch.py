@@ -10,7 +10,7 @@ from array_api_compat import torch as compat
 from torch.autograd import forward_ad
 
 from .._op import OPS, Op, is_array
-from . import Backend, _threads, _tiles, evaluate
+from . import Backend, _threads, _tiles, evaluate, numpy_uniform
 from ._namespace import careful, expm1
 
 
@@ -67,6 +67,9 @@ XP = careful(
     sort=lambda x, axis: torch.sort(x, dim=axis).values,
     cumulative_sum=lambda x, axis: torch.cumsum(x, dim=axis),
     descending=_descending,
+    largest=lambda x, k: torch.topk(x, k, dim=-1).values,
+    # (which of equal entries topk finds is not said)
+    largest_at=lambda x, k: torch.sort(x, dim=-1, descending=True, stable=True).indices[..., :k],
 )
 
 
@@ -380,6 +383,28 @@ def _look(condition: Any) -> Any:
         return None
 
 
+def _uniform(rng: Any, shape: tuple, dtype: Any, like: Any) -> Any:
+    if isinstance(rng, torch.Generator):
+        if _compiling():
+            raise TypeError(
+                "torch.compile takes no torch.Generator (torch 2.13); draw before the call, with torch.rand(shape, "
+                "generator=...), and pass the uniforms as rng."
+            )
+        if rng.device.type != like.device.type:
+            raise ValueError(
+                f"a generator draws on its own device: rng is on {rng.device}, the logits on {like.device}; make it with "
+                f"torch.Generator({like.device.type!r})."
+            )
+        return torch.rand(shape, generator=rng, dtype=dtype, device=like.device)
+    if _compiling() or _transformed():
+        return NotImplemented  # numpy would draw once for all calls, or for all that is mapped over
+    return numpy_uniform(_put, compat, rng, shape, dtype, like)
+
+
+def _put(value: Any, like: Any) -> Any:
+    return torch.asarray(value, device=like.device)
+
+
 BACKEND = Backend(
     name="torch",
     xp=XP,
@@ -392,7 +417,8 @@ BACKEND = Backend(
     double=lambda x: x.device.type == "cpu",
     look=_look,
     device=lambda x: x.device,
-    put=lambda value, like: torch.asarray(value, device=like.device),
+    put=_put,
+    uniform=_uniform,
     arange=lambda n, dtype, like: torch.arange(n, dtype=dtype, device=like.device),
     default_float=lambda like: torch.get_default_dtype(),
     default_int=lambda like: torch.int64,
