@@ -62,6 +62,7 @@ docs: .venv/installed-dev
 
 bench: .venv/installed
 	$(VENV)/python -m benchmarks --json build/speed.json --page docs/speed.md $(ARGS)
+	$(VENV)/python -m benchmarks.rooms --json build/rooms.json --page docs/speed-rooms.md
 
 clean:
 	rm -rf .venv .venv-demo .venv-third-party docs/_build build dist .pytest_cache .ruff_cache .hypothesis

@@ -74,3 +74,32 @@ def test_alpha_out_of_range(alpha):
         softxp.entmax(X, alpha=np.asarray([[alpha], [1.5], [1.5], [1.5], [1.5]]))
     with pytest.raises(ValueError, match="alpha must be one number for each row"):
         softxp.entmax(X, alpha=np.full(23, 1.5))
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 30.0])
+def test_tiles_are_the_whole(axis, scale):
+    """Many rows at once, a few numbers of each or all in the support, have the bits of few rows: values and gradients."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(5)
+    x, v = scale * rng.normal(size=(130, 401)), rng.normal(size=(130, 401))
+    x[3], x[7, ::2], x[9, 5] = -np.inf, -np.inf, np.nan
+    t, alphas = rng.uniform(0.5, 2, (130, 1)), np.resize([1.5, 2.0, 1.25], (130, 1))
+    if scale == 0.01 and axis == -1:  # halving takes a while
+        calls = [(softxp.entmax, {"alpha": alphas, "temperature": t})]
+    else:
+        calls = [(softxp.sparsemax, {}), (softxp.entmax, {"temperature": t})]
+    turn = (lambda a: a.T) if axis == 0 else (lambda a: a)
+    for fn, options in calls:
+        some = slice(2, 18)
+        few = {k: turn(a[some]) for k, a in options.items()}
+        options = {k: turn(a) for k, a in options.items()}
+        want, pullback = softxp.vjp(fn, turn(x[some]), axis=axis, **few)
+        gradient = pullback(turn(v[some]))[0]
+        y = fn(turn(x), axis=axis, **options)
+        np.testing.assert_array_equal(turn(y)[some], turn(want))
+        leaf = torch.tensor(turn(x), requires_grad=True)
+        y = fn(leaf, axis=axis, **{k: torch.tensor(a) for k, a in options.items()})
+        (g,) = torch.autograd.grad(y, leaf, torch.tensor(turn(v)))
+        np.testing.assert_allclose(turn(y.detach().numpy())[some], turn(want), rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(turn(g.numpy())[some], turn(gradient), rtol=1e-11, atol=1e-13)

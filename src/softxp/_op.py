@@ -24,7 +24,7 @@ class Op:
 
 def is_array(value: Any) -> bool:
     """Among a call's values what has a shape and a dtype is an array; the rest are options, fixed when code is traced."""
-    return not isinstance(value, (int, float, str, tuple)) and hasattr(value, "shape") and hasattr(value, "dtype")
+    return not isinstance(value, (int, float, str, tuple, type)) and hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 OPS: dict[str, Op] = {}  # by name: a rule calls other functions so

@@ -347,12 +347,15 @@ def summed(call, xp, c, f, wanted):
     kept = "kernel" in wanted, "bias" in wanted
     start = tuple(xp.zeros_like(a) if k else None for a, k in zip((g.kernel, g.bias), kept, strict=True))
 
-    def parts(carry, tile, out):
+    def parts(carry, tile, f, out):
         """What a tile's gradient adds to the kernel's and bias's, and the rows' own."""
         by_kernel, by_bias = carry
         gz = None if "x" not in out else F.cast(xp, out["x"], tile.kernel.dtype)
         if kept[0]:
-            by_kernel = xp.add_product(by_kernel, gz, tile.hidden)
+            h = xp.where(
+                f == 0, xp.zeros_like(tile.hidden), tile.hidden
+            )  # dropped rows may hold anything: 0 · inf = nan
+            by_kernel = xp.add_product(by_kernel, gz, h)
         if kept[1]:
             by_bias = by_bias + xp.permute_dims(F.total(xp, gz, (0,)), (1, 0))
         rows = (xp.matmul(gz, tile.kernel),) if "hidden" in wanted else ()
@@ -363,7 +366,7 @@ def summed(call, xp, c, f, wanted):
         def whole(carry, tile, f):
             z = logits(xp, tile)
             value, out = cross_entropy_swept(call, xp, of_tile, as_cross_entropy(tile, z, "sum", f, c.how))
-            sums, rows = parts(carry[1:], tile, out)
+            sums, rows = parts(carry[1:], tile, f, out)
             return (carry[0] + F.keep(xp, F.cast(xp, value, f.dtype), (0, 1)), *sums), rows
 
         (value, by_kernel, by_bias), rows = over_rows(xp, g, c.size[0], whole, (zero, *start), f)
@@ -377,7 +380,7 @@ def summed(call, xp, c, f, wanted):
             zeros = tuple(xp.zeros_like(a) if k else None for a, k in zip((part.kernel, part.bias), kept, strict=True))
 
             def piece(carry, tile, f, bad, *state):
-                return parts(carry, tile, tile_gradient(xp, tile, State(*state), f, bad, of_tile, **how))
+                return parts(carry, tile, f, tile_gradient(xp, tile, State(*state), f, bad, of_tile, **how))
 
             of_block, rows = over_rows(xp, part, c.size[0], piece, zeros, f, bad, *c.state)
             return tuple(a + b for a, b in zip(sums, rows, strict=True)), tuple(a for a in of_block if a is not None)

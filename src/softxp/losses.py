@@ -170,7 +170,7 @@ def everyone(xp, like, sample_weight, compute):
     return F.Targets(None, None, None, None, one, s, None, nobody, nobody if s is None else nobody | (s == 0))
 
 
-HARD: Any = dict(label_smoothing=0.0, z_loss=0.0, softcap=None)  # the hard part is plain cross-entropy, at temperature 1
+HARD: Any = dict(label_smoothing=0.0, z_loss=0.0, softcap=None)  # of the hard part, plain cross-entropy
 
 
 def mixture(labels, alpha):

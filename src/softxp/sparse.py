@@ -38,7 +38,13 @@ def by_sorting(xp, z, axis, square):
     there, again = F.axis_last(xp, z, axis, False)
     z = there(z)
     last = (z.ndim - 1,)
-    best = -xp.sort(-xp.maximum(z, xp.full_like(z, -1.0)), axis=-1)  # nothing at -1 or below has a share
+    # nothing at -1 or below has a share; Newton's steps from there never pass τ, the sum being convex, and leave less to
+    # sort
+    floor = xp.zeros_like(F.total(xp, z, last)) - 1
+    for _ in range(2 if square else 0):
+        above = xp.maximum(z - floor, xp.zeros_like(floor))
+        floor = floor + (F.total(xp, above * above, last) - 1) / (2 * xp.maximum(F.total(xp, above, last), -floor))
+    best = xp.descending(z, floor)
     k = xp.cumulative_sum(xp.ones_like(best), axis=-1)
     mean = xp.cumulative_sum(best, axis=-1) / k
     tau = (
@@ -48,14 +54,11 @@ def by_sorting(xp, z, axis, square):
     at_last = k == xp.maximum(count, xp.ones_like(count))
     tau = F.total(xp, xp.where(at_last, tau, xp.zeros_like(tau)), last)
     # once more from the numbers above it, whose sums have not gone through the whole row one by one
-    inside = z > tau
-    zero = xp.zeros_like(z)
-    k = F.total(xp, F.cast(xp, inside, z.dtype), last)
-    k = xp.maximum(k, xp.ones_like(k))
-    mean = F.total(xp, xp.where(inside, z, zero), last) / k
-    off = xp.where(inside, z - mean, zero)
-    tau = mean - (root(xp, 1 - F.total(xp, off * off, last), k) if square else 1 / k)
-    return again(xp.maximum(z - tau, zero))
+    off, zero = z - tau, xp.zeros_like(tau)
+    above = xp.maximum(off, zero)
+    over = F.total(xp, above * above if square else above, last) - 1
+    slope = 2 * F.total(xp, above, last) if square else F.total(xp, F.cast(xp, above > 0, z.dtype), last)
+    return again(xp.maximum(off - over / xp.where(slope > 0, slope, zero + 1), zero))
 
 
 def root(xp, a, k):
@@ -112,18 +115,20 @@ def entmax_forward(xp, x, *, alpha, axis, where=None, temperature=1.0, dtype, co
     u = F.masked(xp, x, where, compute)
     m = F.row_max(xp, u, axis)
     _, d, _ = F.distances(xp, u, m, temperature, x.dtype == compute)
-    sick = F.total(xp, F.cast(xp, d != d, compute), axis) > 0  # as every entry of the row would be in softmax
-    if is_number(alpha) and alpha in (1.5, 2) and hasattr(xp, "sort"):
-        z = (alpha - 1) * xp.where(sick, xp.zeros_like(d), d)
-        above = by_sorting(xp, z, axis, alpha != 2) if axis else z + 1
+    # where a number is NaN all of its row is; and none is inf, so that a sum knows
+    sick = F.total(xp, d, axis)
+    sick = sick != sick
+    if is_number(alpha) and alpha in (1.5, 2) and hasattr(xp, "descending"):
+        z = d if alpha == 2 else d / 2
+        above = by_sorting(xp, z, axis, alpha != 2) if axis else xp.maximum(z + 1, xp.zeros_like(z))
         p = above if alpha == 2 else above * above
     else:
         s = excess(xp, alpha, compute)
-        p = by_halving(xp, xp.where(sick, xp.zeros_like(d), d), s, axis)
+        p = by_halving(xp, d, s, axis)
         if not is_number(s):
             sick = sick | ~((s >= 0) & (s < INF))
-    p = xp.where(m == -INF, xp.zeros_like(p), p)
-    return F.cast(xp, xp.where(sick, xp.full_like(p, NAN), p), dtype)
+    one = xp.ones_like(m)
+    return F.cast(xp, p * xp.where(sick, one + NAN, one), dtype)
 
 
 def support_weights(xp, p, alpha):

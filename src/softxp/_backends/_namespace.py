@@ -62,6 +62,13 @@ def add_product(matmul: Any) -> Callable[[Any, Any, Any], Any]:
     return lambda c, a, b: c + matmul(a.T, b)
 
 
+def descending(sort: Any, maximum: Any) -> Callable[[Any, Any], Any]:
+    """(x, floor of each row) -> each row's numbers above the floor, the largest first, and then others that count as the
+    floor. A library that finds the largest few faster than it sorts may leave others out.
+    """
+    return lambda x, floor: -sort(-maximum(x, floor), axis=-1)
+
+
 def largest(sort: Any, argsort: Any) -> dict[str, Callable[[Any, int], Any]]:
     """The k largest entries along the last axis, in descending order, and where they lie: of equal ones the first."""
     return {
@@ -94,6 +101,8 @@ def careful(xp: Any, **instead: Any) -> SimpleNamespace:
     names.update(largest(getattr(xp, "sort", None), getattr(xp, "argsort", None)))
     names["in_chunks"] = in_chunks(names.get("concat"))
     names["add_product"] = add_product(names.get("matmul"))
+    if "sort" in names:
+        names["descending"] = descending(instead.get("sort", names["sort"]), names["maximum"])
     space = SimpleNamespace(**{**names, **instead})
     # for formulas that stand on other functions of ours, where a library has a faster road to them
     space.call = lambda name, **values: OPS[name].forward(space, **values)

@@ -10,7 +10,7 @@ from array_api_compat import numpy as compat
 
 from .. import _formulas as F
 from .._op import Op
-from . import _threads
+from . import _threads, _tiles
 from ._namespace import blocked, careful
 
 TILE = 1 << 15  # numbers: a formula's temporaries stay in cache
@@ -103,27 +103,14 @@ def tiled(op: Op, values: dict[str, Any]) -> Any:
     if op.name not in _SERVE or values["x"].size <= TILE:
         return NotImplemented
     x, axis = values["x"], values["axis"]
-    cut = max(range(x.ndim), key=lambda a: (a not in axis) * x.shape[a])
-    if cut in axis or x.shape[cut] == 1:  # a single row
+    cut = _tiles.longest(x.shape, axis)
+    if cut is None:
         return _SERVE[op.name](op, values, 0, [slice(None)])
-    return _SERVE[op.name](op, values, cut, _pieces(x.shape[cut], max(1, TILE * x.shape[cut] // x.size)))
-
-
-def _pieces(n: int, step: int) -> list[slice]:
-    return [slice(i, i + step) for i in range(0, n, step)]
-
-
-def _along(axis: int, piece: slice) -> tuple[slice, ...]:
-    return (slice(None),) * axis + (piece,)
+    return _SERVE[op.name](op, values, cut, _tiles.pieces(x.shape[cut], max(1, TILE * x.shape[cut] // x.size)))
 
 
 def _part(values: dict[str, Any], cut: int, piece: slice) -> dict[str, Any]:
-    """The values of a piece of x along one axis."""
-    ndim, out = values["x"].ndim, dict(values)
-    for name, v in values.items():
-        if isinstance(v, np.ndarray) and (a := cut - ndim + v.ndim) >= 0 and v.shape[a] != 1 and name != "normalizer":
-            out[name] = v[_along(a, piece)]
-    return out
+    return _tiles.part(values, values["x"].ndim, cut, piece)
 
 
 def _each(task: Any, values: dict[str, Any], cut: int, pieces: list[slice], y: Any = None) -> Any:
@@ -136,22 +123,25 @@ def _each(task: Any, values: dict[str, Any], cut: int, pieces: list[slice], y: A
         if y is None:
             out[i] = answer
         else:
-            y[_along(cut, pieces[i])] = answer
+            y[_tiles.along(cut, pieces[i])] = answer
 
     threads = min(_threads.num_threads(), 1 + values["x"].size // (8 * TILE))
     _threads.share(work, [(i,) for i in range(len(pieces))], threads)
     return out if y is None else y
 
 
+_FOLDED = {"softmax", "log_softmax", "logsumexp"}
+
+
 def _whole(op: Op, values: dict[str, Any]) -> Any:
     """A formula's answer for whole rows; long ones folded from the states of their pieces."""
     x, axis, temperature = values["x"], values["axis"], values.get("temperature", 1.0)
-    plain = isinstance(temperature, float) and values.get("b") is None and op.name != "logmeanexp"
+    plain = isinstance(temperature, float) and values.get("b") is None and op.name in _FOLDED
     n = prod(x.shape[a] for a in axis)
     if n <= LONG or len(axis) > 1 or not plain:
         return op.forward(XP, **values)
     (a,) = axis
-    pieces = _pieces(n, LONG)
+    pieces = _tiles.pieces(n, LONG)
 
     def state(part: dict[str, Any]) -> tuple[Any, Any]:
         s = F.rows(
@@ -171,7 +161,7 @@ def in_row_blocks(f: Any, x: Any) -> Any:
     if x.size <= TILE:
         return f(x)
     rows = x.reshape(-1, x.shape[-1])
-    pieces = _pieces(rows.shape[0], max(1, TILE // x.shape[-1]))
+    pieces = _tiles.pieces(rows.shape[0], max(1, TILE // x.shape[-1]))
     return _each(lambda part: f(part["x"]), {"x": rows}, 0, pieces, np.empty(rows.shape, x.dtype)).reshape(x.shape)
 
 
@@ -185,7 +175,7 @@ def _reduction(op: Op, values: dict[str, Any], cut: int, pieces: list[slice]) ->
     if len(pieces) == 1:
         return _whole(op, values)
     parts = _each(lambda part: _whole(op, part), values, cut, pieces)
-    return np.concatenate(parts, axis=cut if values["keepdims"] else cut - sum(a < cut for a in values["axis"]))
+    return np.concatenate(parts, axis=cut if values.get("keepdims") else cut - sum(a < cut for a in values["axis"]))
 
 
 def _loss(op: Op, values: dict[str, Any], cut: int, pieces: list[slice]) -> Any:
@@ -202,5 +192,6 @@ def _loss(op: Op, values: dict[str, Any], cut: int, pieces: list[slice]) -> Any:
 
 
 _SERVE = {
-    "softmax": _map, "log_softmax": _map, "logsumexp": _reduction, "logmeanexp": _reduction, "cross_entropy": _loss
+    "softmax": _map, "log_softmax": _map, "logsumexp": _reduction, "logmeanexp": _reduction, "cross_entropy": _loss,
+    "sparsemax": _map, "entmax": _map, "entropy": _reduction, "kl_divergence": _reduction,
 }  # fmt: skip
