@@ -151,7 +151,8 @@ class _Fixed:
 
 
 def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
-    forward, vjp, jvp, native = op.forward, op.vjp, op.jvp, _NATIVE.get(op.name)
+    # names of their own: torch.compile knows no record, and these are what it finds in the functions below (torch 2.13)
+    name, forward, vjp, jvp, native = op.name, op.forward, op.vjp, op.jvp, _NATIVE.get(op.name)
     rows, rows_pull, sweep = FORWARD.get(op.name), PULLBACK.get(op.name), SWEEP.get(op.name)
     if vjp is None or jvp is None:
         return lambda values: forward(XP, **values)
@@ -166,7 +167,7 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
             y = native(**values)
             if y is not NotImplemented:
                 return y
-        y = _in_tiles(op.name, values, {}, lambda **tile: forward(XP, **tile))
+        y = _in_tiles(name, values, {}, lambda **tile: forward(XP, **tile))
         return forward(XP, **values) if y is NotImplemented else y
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -182,9 +183,9 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
             if out is not NotImplemented:
                 return None, *(out[k] if need else None for k, need in needs.items())
         values = ctx.fixed.join(tensors)
-        if wanted == ("x",) and not torch.is_grad_enabled():
+        if wanted == ("x",) and not torch.is_grad_enabled() and not _compiling():
             g = _in_tiles(
-                op.name, values, {"ct": ct, "y": y},
+                name, values, {"ct": ct, "y": y},
                 lambda ct, y, **tile: vjp(call, XP, ct, y, wanted, **tile)["x"],
             )  # fmt: skip
             if g is not NotImplemented:
