@@ -11,6 +11,7 @@ from . import streaming
 from ._backends import register
 from ._backends._threads import set_num_threads
 from ._backends._warm import use_kernels, warmup
+from .attention import attention, merge_attention
 from .contrastive import contrastive_loss
 from .core import cross_entropy, log_softmax, logcumsumexp, logmeanexp, logsumexp, softmax
 from .linear import VocabularyShard, linear_cross_entropy
@@ -22,6 +23,7 @@ __version__ = _version("softxp")
 
 __all__ = [
     "VocabularyShard",
+    "attention",
     "contrastive_loss",
     "cross_entropy",
     "distillation_loss",
@@ -35,6 +37,7 @@ __all__ = [
     "logcumsumexp",
     "logmeanexp",
     "logsumexp",
+    "merge_attention",
     "register",
     "set_num_threads",
     "softmax",

@@ -83,7 +83,7 @@ def careful(xp: Any, **instead: Any) -> SimpleNamespace:
     if hasattr(xp, "bfloat16"):
         names["bfloat16"] = xp.bfloat16
     names["sum"] = blocked(xp.sum, xp.reshape)
-    names["in_chunks"] = in_chunks(names.get("concat"))
+    names["in_chunks"] = in_chunks(instead.get("concat", names.get("concat")))
     names["add_product"] = add_product(names.get("matmul"))
     space = SimpleNamespace(**{**names, **instead})
     # for formulas that stand on other functions of ours, where a library has a faster road to them
