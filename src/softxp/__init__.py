@@ -12,6 +12,7 @@ from ._backends import register
 from ._backends._threads import set_num_threads
 from ._backends._warm import use_kernels, warmup
 from .attention import attention, merge_attention
+from .calibrate import expected_calibration_error, fit_temperature, perplexity, reliability_curve
 from .contrastive import contrastive_loss
 from .core import cross_entropy, log_softmax, logcumsumexp, logmeanexp, logsumexp, softmax
 from .linear import VocabularyShard, linear_cross_entropy
@@ -30,6 +31,8 @@ __all__ = [
     "entmax",
     "entmax_loss",
     "entropy",
+    "expected_calibration_error",
+    "fit_temperature",
     "jvp",
     "kl_divergence",
     "linear_cross_entropy",
@@ -38,7 +41,9 @@ __all__ = [
     "logmeanexp",
     "logsumexp",
     "merge_attention",
+    "perplexity",
     "register",
+    "reliability_curve",
     "set_num_threads",
     "softmax",
     "sparsemax",
