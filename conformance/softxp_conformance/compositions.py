@@ -241,6 +241,6 @@ COMPOSITIONS: dict[str, Composition] = {
         Composition("linear_cross_entropy", _linear, LINEAR),
         Composition("contrastive_loss", _contrastive, CONTRASTIVE),
         Composition("distillation_loss", _distillation, DISTILLATION, lean=True),
-        Composition("attention", _attention, ATTENTION),
+        Composition("attention", _attention, ATTENTION, lean=True),
     )
 }
