@@ -122,8 +122,8 @@ _TILED = {"sparsemax", "entmax"}  # each row's answer is a row
 
 def _in_tiles(name: str, values: dict[str, Any], more: dict[str, Any], serve: Any) -> Any:
     """serve(values and more of each tile), laid end to end. `more`: other arrays of x's shape."""
-    x = values["x"]
-    if name not in _TILED or _compiling() or not x.is_cpu or x.numel() <= _TILE or _transformed():
+    x = values["x"] if name in _TILED else None
+    if x is None or _compiling() or not x.is_cpu or x.numel() <= _TILE or _transformed():
         return NotImplemented
     cut = _tiles.longest(x.shape, values["axis"])
     if cut is None:
@@ -175,6 +175,8 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         ctx.save_for_backward(*tensors, output)
 
     def pull(ctx: Any, ct: Any, call: Any) -> tuple[Any, ...]:
+        if ct is None:  # the answer does not count
+            return None, *(None for _ in ctx.fixed.names)
         *tensors, y = ctx.saved_tensors
         needs = dict(zip(ctx.fixed.names, ctx.needs_input_grad[-len(tensors) :], strict=True))
         wanted = tuple(k for k, need in needs.items() if need)
