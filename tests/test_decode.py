@@ -254,6 +254,8 @@ def test_jax_keys_and_traces():
         softxp.sample(x, keys)
     with pytest.raises(TypeError, match="cannot draw for each call"):
         jax.jit(lambda x: softxp.sample(x, np.random.default_rng(0)))(x)
+    nan = jax.numpy.asarray([NAN] * 4 + [0.0] * 4)  # cannot be read, and chooses nothing
+    assert softxp.sample(x, nan, top_k=3).tolist() == [-1] * 4 + [0] * 4
     # a draw inside a loss is constant
     g = jax.grad(lambda x: (x[:, 0] * softxp.sample(x, new)).sum())(x)
     np.testing.assert_array_equal(g[:, 0], softxp.sample(x, new))
