@@ -293,17 +293,3 @@ def test_every_array_and_every_order():
     ]:
         assert gradcheck(f, arrays, check_forward_ad=True, fast_mode=True)
         assert gradgradcheck(f, arrays, fast_mode=True)
-
-
-def test_compiled_whole():
-    """One graph, and its backward; not compiled by Inductor, which takes half a minute."""
-    torch = pytest.importorskip("torch")
-    x, q, labels = torch.tensor(X, requires_grad=True), torch.tensor(Q), torch.tensor(LABELS)
-
-    def f(x):
-        return softxp.distillation_loss(x, q, temperature=2.0, labels=labels)
-
-    torch._dynamo.reset()
-    got, want = torch.compile(f, fullgraph=True, backend="eager")(x), f(x)
-    torch.testing.assert_close(got, want)
-    torch.testing.assert_close(torch.autograd.grad(got, x), torch.autograd.grad(want, x))
