@@ -10,11 +10,13 @@ import pytest
 import softxp
 
 HOME = Path(softxp.__file__).parent
-ROOMS = {"contrastive", "core", "decode", "linear", "losses", "routing", "sparse", "transform", "streaming"}
+ROOMS = {"attention", "calibrate", "contrastive", "core", "decode", "linear", "losses", "routing", "sparse", "streaming", "transform"}
 MAY = {  # file -> files of ours it may import
     "_formulas": set(),
     "_op": set(),
     "_args": set(),
+    "attention": {"_args", "_formulas", "_op", "_backends", "core"},
+    "calibrate": {"_args", "_formulas", "_backends", "core"},
     "contrastive": {"_args", "_formulas", "_products", "_op", "_backends"},
     "core": {"_args", "_formulas", "_op", "_backends"},
     "decode": {"_args", "_formulas", "_op", "_backends"},

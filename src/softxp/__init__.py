@@ -11,6 +11,7 @@ from . import streaming
 from ._backends import register
 from ._backends._threads import set_num_threads
 from ._backends._warm import use_kernels, warmup
+from .attention import attention, merge_attention
 from .contrastive import contrastive_loss
 from .core import cross_entropy, log_softmax, logcumsumexp, logmeanexp, logsumexp, softmax
 from .decode import gumbel_softmax, mask_logits, sample
@@ -24,6 +25,7 @@ __version__ = _version("softxp")
 
 __all__ = [
     "VocabularyShard",
+    "attention",
     "balance_loss",
     "contrastive_loss",
     "cross_entropy",
@@ -40,6 +42,7 @@ __all__ = [
     "logmeanexp",
     "logsumexp",
     "mask_logits",
+    "merge_attention",
     "register",
     "router_z_loss",
     "sample",

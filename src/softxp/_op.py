@@ -2,7 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Answer(NamedTuple):
+    """What the caller gets of an answer that keeps more for its derivatives: an array, or a tuple of them."""
+
+    of: Callable[..., Any]  # (xp, y, **values) -> what the caller gets
+    vjp: Callable[..., Any]  # (xp, cotangent of that, y, **values) -> cotangent of y
+    jvp: Callable[..., Any]  # (xp, tangent of y, **values) -> tangent of what the caller gets
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,6 +28,7 @@ class Op:
     arrays: tuple[str, ...] = ("x",)  # what `values` calls the public function's positional arrays
     # (call, xp, wanted names, **values) -> (y, {name: gradient}), y one number: where that is cheaper than y and then vjp
     sweep: Callable[..., Any] | None = None
+    answer: Answer | None = None
 
 
 def is_array(value: Any) -> bool:

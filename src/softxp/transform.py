@@ -71,6 +71,12 @@ class _Call:
     def y(self) -> Any:
         return self.backend.lifted[self.op.name](self.values)
 
+    @property
+    def answer(self) -> Any:
+        """What the caller gets."""
+        of = self.op.answer
+        return self.y if of is None else self.backend.guard(of.of)(self.backend.xp, self.y, **self.values)
+
     def again(self, name: str, **values: Any) -> Any:
         return self.backend.lifted[name](values)
 
@@ -83,12 +89,25 @@ class _Call:
         return out
 
     def cotangents(self, ct: Any) -> tuple[Any, ...]:
+        of = self.op.answer
+        ct = self.like_answer(ct)
+        if of is not None:
+            ct = self.backend.guard(of.vjp)(self.backend.xp, ct, self.y, **self.values)
         out = self.pulled(ct, tuple(n for n in self.names if n))
         return tuple(out[n] if n else None for n in self.names)
 
     def tangent(self, tangents: dict[str, Any]) -> Any:
         rule = self.backend.guard(self.op.jvp)
-        return rule(self.again, self.backend.xp, self.y, tangents, **self.values)
+        dy, of = rule(self.again, self.backend.xp, self.y, tangents, **self.values), self.op.answer
+        return dy if of is None else self.backend.guard(of.jvp)(self.backend.xp, dy, **self.values)
+
+    def like_answer(self, ct: Any) -> Any:
+        y = self.answer
+        if not isinstance(y, tuple):
+            return self.like("the cotangent", ct, y)
+        if not isinstance(ct, tuple) or len(ct) != len(y):
+            raise ValueError(f"the answer is {len(y)} arrays, and so must its cotangent be; got {type(ct).__name__}.")
+        return tuple(self.like("the cotangent", c, a) for c, a in zip(ct, y, strict=True))
 
     def like(self, name: str, value: Any, model: Any) -> Any:
         if not is_array(value):
@@ -130,7 +149,7 @@ def vjp(fn: Callable[..., Any], /, *arrays: Any, **options: Any) -> tuple[Any, C
     (array([1., 1.]),)
     """
     call = _Call(fn, arrays, options)
-    return call.y, lambda ct: call.cotangents(call.like("the cotangent", ct, call.y))
+    return call.answer, call.cotangents
 
 
 def jvp(fn: Callable[..., Any], arrays: tuple[Any, ...], tangents: tuple[Any, ...], /, **options: Any) -> Any:
@@ -169,7 +188,7 @@ def jvp(fn: Callable[..., Any], arrays: tuple[Any, ...], tangents: tuple[Any, ..
         if name is None:
             raise TypeError("integer labels have no tangent; give None for them.")
         given[name] = call.like("a tangent", tangent, array)
-    return call.y, call.tangent(given)
+    return call.answer, call.tangent(given)
 
 
 def value_and_grad(fn: Callable[..., Any], /, *, argnums: Any = 0) -> Callable[..., tuple[Any, Any]]:

@@ -99,7 +99,7 @@ def careful(xp: Any, **instead: Any) -> SimpleNamespace:
         names["bfloat16"] = xp.bfloat16
     names["sum"] = blocked(xp.sum, xp.reshape)
     names.update(largest(getattr(xp, "sort", None), getattr(xp, "argsort", None)))
-    names["in_chunks"] = in_chunks(names.get("concat"))
+    names["in_chunks"] = in_chunks(instead.get("concat", names.get("concat")))
     names["add_product"] = add_product(names.get("matmul"))
     if "sort" in names:
         names["descending"] = descending(instead.get("sort", names["sort"]), names["maximum"])
