@@ -12,6 +12,7 @@ from ._backends import register
 from ._backends._threads import set_num_threads
 from ._backends._warm import use_kernels, warmup
 from .attention import attention, merge_attention
+from .calibrate import expected_calibration_error, fit_temperature, perplexity, reliability_curve
 from .contrastive import contrastive_loss
 from .core import cross_entropy, log_softmax, logcumsumexp, logmeanexp, logsumexp, softmax
 from .decode import gumbel_softmax, mask_logits, sample
@@ -33,6 +34,8 @@ __all__ = [
     "entmax",
     "entmax_loss",
     "entropy",
+    "expected_calibration_error",
+    "fit_temperature",
     "gumbel_softmax",
     "jvp",
     "kl_divergence",
@@ -43,7 +46,9 @@ __all__ = [
     "logsumexp",
     "mask_logits",
     "merge_attention",
+    "perplexity",
     "register",
+    "reliability_curve",
     "router_z_loss",
     "sample",
     "set_num_threads",
