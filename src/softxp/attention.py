@@ -18,8 +18,8 @@ from .core import logsumexp, softmax
 # again. Of these the rules take m to move as log-sum-exp does and r not at all: their sum m + log1p(r) moves as it should.
 
 BUDGET = 1 << 22  # bytes of a tile of scores
-LONG, SHORT = 1024, 256  # keys of a tile
-MANY = 64  # queries, where as many fit beside LONG keys
+LONG, SHORT = 2048, 256  # keys of a tile
+MANY = 32  # queries, where as many fit beside LONG keys
 
 
 class Given(NamedTuple):
@@ -174,8 +174,10 @@ def tile_scores(xp, g, softcap, slope=False):
     one = g.q[..., :1]
     if part is not None:
         s = xp.where(part, s, xp.full_like(one, -F.INF))
-    # +inf is the largest number from here on, so that a row's infinities share its mass as ties do
-    return xp.minimum(s, xp.full_like(one, largest(xp, s.dtype))), cap
+    if g.bias is not None:
+        # +inf is the largest number from here on, so that a row's infinities share its mass as ties do
+        s = xp.minimum(s, xp.full_like(one, largest(xp, s.dtype)))
+    return s, cap
 
 
 def finite(xp, m):
