@@ -90,7 +90,9 @@ def test_gradients_beside_torch():
 def test_causal_ends_with_the_last_key():
     """torch and JAX align the first query with the first key, we and flash-attention the last with the last."""
     q, k, v = Q, np.repeat(K, 2, axis=1), np.repeat(V, 2, axis=1)
-    lower_right = torch.nn.attention.bias.causal_lower_right(6, 7)
+    from torch.nn.attention.bias import causal_lower_right
+
+    lower_right = causal_lower_right(6, 7)
     want = functional.scaled_dot_product_attention(*tensors(q, k, v), attn_mask=lower_right)
     torch.testing.assert_close(softxp.attention(*tensors(q, k, v), causal=True), want)
     square = tensors(q, k[..., :6, :], v[..., :6, :])
@@ -105,15 +107,14 @@ def test_causal_ends_with_the_last_key():
 
 def test_beside_jax():
     jax = pytest.importorskip("jax")
-    q, k, v = (jax.numpy.asarray(a, dtype="float32") for a in (Q, K, V))
+    q, k, v = (jax.numpy.asarray(a, dtype="float32") for a in (Q, K, K[..., ::-1]))  # one width for JAX
 
     def heads_last(a):
         return jax.numpy.swapaxes(a, 1, 2)
 
-    want = jax.nn.dot_product_attention(
-        *map(heads_last, (q, k, v[..., :5])), mask=jax.numpy.asarray(WHERE | True), bias=jax.numpy.asarray(BIAS[None], "float32")
-    )  # fmt: skip
-    got = softxp.attention(q, k, v, bias=jax.numpy.asarray(BIAS, "float32"))
+    seen, bias = jax.numpy.asarray(WHERE | (np.arange(7) == 3)), jax.numpy.asarray(BIAS, dtype="float32")
+    want = jax.nn.dot_product_attention(*map(heads_last, (q, k, v)), mask=seen, bias=bias[None])
+    got = softxp.attention(q, k, v, where=seen, bias=bias)
     np.testing.assert_allclose(got, heads_last(want), rtol=1e-5, atol=1e-6)
 
 

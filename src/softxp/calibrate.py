@@ -159,6 +159,7 @@ def fit_temperature(
     backend, values, _ = _rows_and_labels(logits, labels, axis, where, sample_weight, ignore_index)
     if prod(values["x"].shape) == 0:
         return 1.0
+    values = {k: v.detach() if hasattr(v, "detach") else v for k, v in values.items()}  # nothing here is differentiated
     xp, axes = backend.xp, values["axis"]
     p, size, bad = backend.guard(problem)(xp, **values)
     if _read(bad):
