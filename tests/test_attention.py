@@ -99,7 +99,8 @@ def test_causal_ends_with_the_last_key():
     want = functional.scaled_dot_product_attention(*square, is_causal=True)
     torch.testing.assert_close(softxp.attention(*square, causal=True), want)
     # one query beside a cache sees all of it
-    np.testing.assert_array_equal(softxp.attention(q[..., -1:, :], k, v, causal=True), softxp.attention(q[..., -1:, :], k, v))
+    last = q[..., -1:, :]
+    np.testing.assert_array_equal(softxp.attention(last, k, v, causal=True), softxp.attention(last, k, v))
     # more queries than keys: the first see nothing
     out, lse = softxp.attention(q, k[..., :4, :], v[..., :4, :], causal=True, return_lse=True, chunk_size=(2, 3))
     assert (out[..., :2, :] == 0).all() and (lse[..., :2] == -np.inf).all() and np.isfinite(lse[..., 2:]).all()
@@ -118,7 +119,10 @@ def test_beside_jax():
     np.testing.assert_allclose(got, heads_last(want), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("bias", [BIAS, BIAS[:, :1], BIAS[:1, :, :1], BIAS[0, 0]], ids=["whole", "keys", "queries", "row"])
+BIASES = {"whole": BIAS, "keys": BIAS[:, :1], "queries": BIAS[:1, :, :1], "row": BIAS[0, 0]}
+
+
+@pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
 def test_gradcheck(bias):
     """Reverse and forward by q, k, v and bias, of out and of log-sum-exp, tiles cut across."""
     arrays = tensors(Q[:1], K[:1], V[:1], bias, grad=True)
@@ -156,10 +160,8 @@ def test_jax_differentiates_twice():
         def plain(q, k, v):
             return ((jax.nn.softmax(q @ k.swapaxes(-1, -2) / 8**0.5) @ v) ** 2).sum()
 
-        for got, want in zip(
-            jax.jit(jax.hessian(f))(*given).ravel()[None], jax.jit(jax.hessian(plain))(*given).ravel()[None], strict=True
-        ):
-            np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
+        got, want = (jax.jit(jax.hessian(each))(*given) for each in (f, plain))
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
 
 
 def test_without_an_autograd():
@@ -173,7 +175,8 @@ def test_without_an_autograd():
         gradients = pullback(cts if isinstance(y, tuple) else cts[0])
         _, dy = softxp.jvp(softxp.attention, (Q, K, V), tangents, **options)
         forward = sum(np.sum(c * d) for c, d in zip(cts, dy if isinstance(dy, tuple) else (dy,), strict=True))
-        np.testing.assert_allclose(sum(np.sum(g * t) for g, t in zip(gradients, tangents, strict=True)), forward, rtol=1e-12)
+        backward = sum(np.sum(g * t) for g, t in zip(gradients, tangents, strict=True))
+        np.testing.assert_allclose(backward, forward, rtol=1e-12)
     with pytest.raises(ValueError, match="the answer is 2 arrays, and so must its cotangent be"):
         softxp.vjp(softxp.attention, Q, K, V, return_lse=True)[1](1.0)
 

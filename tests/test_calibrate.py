@@ -83,7 +83,8 @@ def test_rows_and_classes_that_do_not_count():
     few = LABELS < 5
     want = softxp.fit_temperature(Z[few, :5], LABELS[few])
     assert softxp.fit_temperature(Z[few], LABELS[few], where=masked) == pytest.approx(want, rel=1e-14)
-    assert softxp.fit_temperature(Z[few].T, LABELS[few], axis=0, where=masked[:, None]) == pytest.approx(want, rel=1e-14)
+    across = softxp.fit_temperature(Z[few].T, LABELS[few], axis=0, where=masked[:, None])
+    assert across == pytest.approx(want, rel=1e-14)
 
 
 def test_labels_may_be_distributions():

@@ -473,8 +473,8 @@ def attention(
     causal : the last query sees all keys, the one before all but the last, and so on: query i sees the keys up to
         i + keys - queries.
     softcap : number above 0 or None, the bound that tanh puts on the scaled products.
-    chunk_size : keys of a tile of scores, or (queries, keys). By default a tile takes 4 MiB, more where that is not one query
-        of each head and 256 keys.
+    chunk_size : keys of a tile of scores, or (queries, keys). By default a tile takes 4 MiB, more where that is not one
+        query of each head and 256 keys.
     return_lse : answer (out, log-sum-exp of the scores) instead.
     dtype : dtype of out. Default: that of q (of the default float for integers).
 

@@ -77,7 +77,7 @@ def problem(xp, x, *, where, axis, compute, **given):
 
 
 def slopes(xp, p, beta, axis):
-    """First and second derivative of the summed loss by β: Σ E[d] - y d, and Σ Var[d], where d is distributed as β d says."""
+    """First and second derivative of the summed loss by β: Σ E[d] - y d, and Σ Var[d], under softmax(β d)."""
     zero, everything = xp.zeros_like(p.d), tuple(range(p.d.ndim))
     e = xp.where(p.part, xp.exp(beta * p.d), zero)
     z = F.total(xp, e, axis)
@@ -127,9 +127,9 @@ def fit_temperature(
 
     Returns
     -------
-    float, for `temperature=` of any function here. 0.0 where every label that counts is a largest logit of its row, since the
-    loss then falls for as long as T does; inf where the logits tell no more than chance, or mislead; 1.0 where all T are
-    equal: no row counts, or all are constant.
+    float, for `temperature=` of any function here. 0.0 where every label that counts is a largest logit of its row, since
+    the loss then falls for as long as T does; inf where the logits tell no more than chance, or mislead; 1.0 where all T
+    are equal: no row counts, or all are constant.
 
     Raises
     ------
@@ -164,8 +164,8 @@ def fit_temperature(
     p, size, bad = backend.guard(problem)(xp, **values)
     if _read(bad):
         raise ValueError(
-            "every row that counts needs a finite loss, got one with NaN, a label that is no class, or a label on a logit of "
-            "-inf; drop it with ignore_index or a sample_weight of 0."
+            "every row that counts needs a finite loss, got one with NaN, a label that is no class, or a label on a logit "
+            "of -inf; drop it with ignore_index or a sample_weight of 0."
         )
     far = _read(xp.sum(size, axis=tuple(range(size.ndim))))
     if far == 0:
@@ -263,7 +263,8 @@ def binned(xp, x, *, bins, where, temperature, axis, classes, compute, **given):
     low, high = (F.cast(xp, edge, compute) / bins.shape[1] for edge in (bins, bins + 1))
     inside = ((confidence > low) | ((confidence == 0) & (low == 0))) & (confidence <= high)
     w = f * F.cast(xp, inside, compute)
-    w = xp.where(confidence == confidence, w, xp.where(f == 0, xp.zeros_like(f), confidence))  # a NaN belongs to all bins
+    # a NaN belongs to all bins
+    w = xp.where(confidence == confidence, w, xp.where(f == 0, xp.zeros_like(f), confidence))
 
     def summed(a):
         return xp.reshape(F.total(xp, a, (0,)), (-1,))
@@ -297,8 +298,8 @@ def reliability_curve(
 
     Parameters
     ----------
-    logits, labels, axis, where, temperature, sample_weight, ignore_index : as in cross_entropy. A distribution's prediction is
-        right to the extent of its probability there.
+    logits, labels, axis, where, temperature, sample_weight, ignore_index : as in cross_entropy. A prediction beside a
+        distribution is right to the extent of its probability.
     bins : how many, all equally wide.
     dtype : dtype of the answer. Default: that of the logits.
 
