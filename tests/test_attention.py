@@ -152,10 +152,10 @@ def test_second_order_and_vmap():
 def test_jax_differentiates_twice():
     jax = pytest.importorskip("jax")
     with jax.enable_x64(True):
-        given = [jax.numpy.asarray(a) for a in (Q[0, :2, :2], K[0, :1, :3], V[0, :1, :3])]
+        given = [jax.numpy.asarray(a) for a in (Q[0, :2, :2], K[0, :1, :4], V[0, :1, :4])]
 
         def f(q, k, v):
-            return (softxp.attention(q, k, v, chunk_size=2) ** 2).sum()
+            return (softxp.attention(q, k, v, chunk_size=1) ** 2).sum()
 
         def plain(q, k, v):
             return ((jax.nn.softmax(q @ k.swapaxes(-1, -2) / 8**0.5) @ v) ** 2).sum()

@@ -342,7 +342,7 @@ MASKS = {"all rules": _tokens("", **RULES), "top-k": _tokens("", top_k=3)}
 ATTENTION = {
     "plain": _heads(heads=2, kv=2),
     "masked, in tiles": _heads(heads=2, kv=1, mask=True, chunk_size=(2, 2), softcap=2.0),
-    "causal, grouped": _heads(heads=2, kv=1, causal=True, scale=0.75, chunk_size=3),
+    "causal, grouped": _heads(heads=2, kv=1, causal=True, scale=0.75, chunk_size=1),
 }
 
 COMPOSITIONS: dict[str, Composition] = {
