@@ -10,7 +10,10 @@ import pytest
 import softxp
 
 HOME = Path(softxp.__file__).parent
-ROOMS = {"attention", "calibrate", "contrastive", "core", "decode", "linear", "losses", "routing", "sparse", "streaming", "transform"}
+ROOMS = {
+    "attention", "calibrate", "contrastive", "core", "decode", "linear", "losses", "routing", "sparse", "streaming",
+    "transform",
+}  # fmt: skip
 MAY = {  # file -> files of ours it may import
     "_formulas": set(),
     "_op": set(),

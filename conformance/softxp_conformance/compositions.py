@@ -263,6 +263,10 @@ def _tokens(draws: str, **options: Any) -> Callable[[Any], tuple[Arrays, Options
         where[4] = False
         u = rng.uniform(0.05, 0.95, {"row": (2, 3), "entry": (2, 3, 7)}.get(draws, 0))
         return [x, u] if draws else [x], {**options, "where": where}
+
+    return make
+
+
 # --- attention ---------------------------------------------------------------------------------------------------------
 
 
@@ -357,7 +361,6 @@ COMPOSITIONS: dict[str, Composition] = {
         Composition("topk_softmax", _topk_softmax, TOPK, lean=True),
         Composition("balance_loss", _balance_loss, {"weighted": _routed(2, sample_weight=True)}, lean=True),
         Composition("router_z_loss", _router_z_loss, {"weighted": _routed(sample_weight=True)}, lean=True),
-        Composition("attention", _attention, ATTENTION),
         Composition("attention", _attention, ATTENTION, lean=True),
     )
 }

@@ -436,11 +436,9 @@ JAX = Target(
     lean=(
         r"test_rows\[.*-float32-(entropy|kl_divergence|sparsemax_loss)-plain-",
         r"test_vjp\[.*-float32-.*-plain-",
-        r"test_composed_vjp\[.*-float32-.*and hard",
+        r"test_composed_vjp\[.*-float32-.*(and hard|grouped)",
         r"test_composed\[.*-float32-(mask_logits-all|sample|topk_softmax-softmax)",
         r"test_composed_vjp\[.*-float64-(gumbel_softmax-hard|balance_loss)",
-        r"test_composed_vjp\[.*-float32-.*(and hard|in tiles)",
-        r"test_composed_vjp\[.*-float32-.*(and hard|grouped)",
     ),
     stated={"same_bits_in_a_batch": "XLA compiles each shape anew, and may vectorise it otherwise"},
     flushes=("bfloat16", "float32", "float64"),
