@@ -267,36 +267,6 @@ def _tokens(draws: str, **options: Any) -> Callable[[Any], tuple[Arrays, Options
     return make
 
 
-# --- attention ---------------------------------------------------------------------------------------------------------
-
-
-def _attention(
-    q: Any, k: Any, v: Any, *, where: Any = True, bias: Any = 0.0, causal: bool = False, softcap: float | None = None,
-    scale: float | None = None, chunk_size: Any = None,
-) -> Any:  # fmt: skip
-    group = q.shape[-3] // k.shape[-3]
-    k, v = np.repeat(k, group, axis=-3), np.repeat(v, group, axis=-3)
-    s = (q.shape[-1] ** -0.5 if scale is None else scale) * (q @ np.swapaxes(k, -1, -2))
-    s = (s if softcap is None else softcap * np.tanh(s / softcap)) + bias
-    part = np.ones(s.shape, bool) & where
-    if causal:  # the last query sees every key
-        part = part & np.tri(*s.shape[-2:], k=s.shape[-1] - s.shape[-2], dtype=bool)
-    return softmax(np.where(part, s, -np.inf)) @ v
-
-
-def _heads(*, heads: int, kv: int, mask: bool = False, **options: Any) -> Callable[[Any], tuple[Arrays, Options]]:
-    def make(rng: Any) -> tuple[Arrays, Options]:
-        arrays = [rng.normal(size=(2, heads, 3, 4)), rng.normal(size=(2, kv, 5, 4)), rng.normal(size=(2, kv, 5, 3))]
-        how = dict(options)
-        if mask:
-            where = rng.random((2, 1, 3, 5)) < 0.7
-            where[1, 0, 1] = False  # a query that sees nothing
-            how.update(where=where, bias=rng.normal(size=(heads, 1, 5)))
-        return arrays, how
-
-    return make
-
-
 # --- topk_softmax, balance_loss, router_z_loss -------------------------------------------------------------------------
 
 
@@ -343,11 +313,6 @@ RULES: Options = dict(temperature=0.75, top_k=5, top_p=0.7, min_p=0.0625)
 GUMBEL = {"soft": _tokens("entry", temperature=0.75), "hard": _tokens("entry", temperature=0.75, hard=True)}
 TOPK = {"softmax of the top": _routed(3, temperature=0.75), "top of the softmax": _routed(7, normalize=False)}
 MASKS = {"all rules": _tokens("", **RULES), "top-k": _tokens("", top_k=3)}
-ATTENTION = {
-    "plain": _heads(heads=2, kv=2),
-    "masked, in tiles": _heads(heads=2, kv=1, mask=True, chunk_size=(2, 2), softcap=2.0),
-    "causal, grouped": _heads(heads=2, kv=1, causal=True, scale=0.75, chunk_size=1),
-}
 
 
 # --- attention ---------------------------------------------------------------------------------------------------------
