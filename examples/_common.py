@@ -132,15 +132,23 @@ def loaded(names: Iterable[str], skipped: dict[str, str]) -> Iterable[tuple[str,
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
-def digits(held_out: float = 0.25) -> tuple[Any, Any, Any, Any]:
-    """scikit-learn's 1797 handwritten digits, 8 × 8 pixels: X, X_test, labels, labels_test. X has mean 0 in each pixel."""
+class Digits(NamedTuple):
+    X: Any  # (rows, 64), with mean 0 in each pixel: a long common direction would ask for smaller steps, and more of them
+    X_test: Any
+    labels: Any
+    labels_test: Any
+    mean: Any
+
+
+def digits(held_out: float = 0.25) -> Digits:
+    """scikit-learn's 1797 handwritten digits, 8 × 8 pixels. A share of them is held out."""
     data: Any = load_digits()
     split: Any = train_test_split(
         data.data / 16, data.target, test_size=held_out, random_state=0, stratify=data.target
     )
     X, X_test, labels, labels_test = split
-    mean = X.mean(axis=0)  # a long common direction would ask for smaller steps, and more of them
-    return X - mean, X_test - mean, labels, labels_test
+    mean = X.mean(axis=0)
+    return Digits(X - mean, X_test - mean, labels, labels_test, mean)
 
 
 # --- layers and their derivatives ------------------------------------------------------------------------------------
@@ -211,7 +219,7 @@ def table(title: str, first: str, columns: Iterable[str]) -> Table:
     made = Table(title=title, title_justify="left", title_style="bold")
     made.add_column(first, no_wrap=True)
     for column in columns:
-        made.add_column(column, justify="right")
+        made.add_column(column, justify="right", no_wrap=True)
     return made
 
 
