@@ -125,7 +125,7 @@ def on(library: Library, s: Settings) -> Result:
 
 
 def excerpt(text: str) -> str:
-    return "\n".join(text.strip().splitlines()[:2])
+    return "\n".join(line[:80] for line in text.strip().splitlines()[:2])
 
 
 def draw(plt: Any, shown: Any) -> Any:
@@ -149,9 +149,9 @@ def draw(plt: Any, shown: Any) -> Any:
     some = [(name, T) for T in TOLD for name in texts]
     for i, (name, T) in enumerate(some):
         y = 0.98 - i / len(some)
-        panel.text(0, y, f"T = {T:g}, {name}", va="top", size=8, transform=panel.transAxes)
-        panel.text(0.2, y, excerpt(texts[name][T][0]), va="top", size=7.5, family="monospace", transform=panel.transAxes,
-                   parse_math=False)  # fmt: skip
+        words = dict(va="top", transform=panel.transAxes, parse_math=False, in_layout=False)
+        panel.text(0, y, f"T = {T:g}, {name}", size=8, **words)
+        panel.text(0.18, y, excerpt(texts[name][T][0]), size=7.5, family="monospace", **words)
     return figure
 
 
