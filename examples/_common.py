@@ -219,7 +219,7 @@ def table(title: str, first: str, columns: Iterable[str]) -> Table:
     made = Table(title=title, title_justify="left", title_style="bold")
     made.add_column(first, no_wrap=True)
     for column in columns:
-        made.add_column(column, justify="right", no_wrap=True)
+        made.add_column(column, justify="right")
     return made
 
 
@@ -275,7 +275,7 @@ def run(
     names = chosen.values() if asked.backend is None else [chosen[asked.backend]]
     skipped: dict[str, str] = {}
     results: dict[str, Result] = {}
-    done = table("", "library", [*columns, "seconds"])
+    done = table("", "library", [*columns, "s"])
     for library_name, library in loaded(names, skipped):
         with console.status(library_name):
             began = perf_counter()
