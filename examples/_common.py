@@ -143,9 +143,7 @@ class Digits(NamedTuple):
 def digits(held_out: float = 0.25) -> Digits:
     """scikit-learn's 1797 handwritten digits, 8 × 8 pixels. A share of them is held out."""
     data: Any = load_digits()
-    split: Any = train_test_split(
-        data.data / 16, data.target, test_size=held_out, random_state=0, stratify=data.target
-    )
+    split: Any = train_test_split(data.data / 16, data.target, test_size=held_out, random_state=0, stratify=data.target)
     X, X_test, labels, labels_test = split
     mean = X.mean(axis=0)
     return Digits(X - mean, X_test - mean, labels, labels_test, mean)
@@ -265,18 +263,21 @@ def run(
     name = Path(sys.modules[on.__module__].__file__ or "example").stem
     chosen = {"numpy": "numpy", "torch": "torch", "jax": "jax, jitted"}
     parser = ArgumentParser(f"python examples/{name}.py", description=about.partition("\n")[0])
-    parser.add_argument("--backend", choices=chosen, help="one library (default: each that is installed)")
+    parser.add_argument(
+        "--backend", nargs="+", choices=chosen, default=[*chosen], help="default: each that is installed"
+    )
     parser.add_argument("--quick", action="store_true", help="small settings, seconds")
-    parser.add_argument("--out", type=Path, default=Path("build") / f"{name}.png", help="the picture (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build") / f"{name}.png", help="the picture (default: %(default)s)"
+    )
     asked = parser.parse_args(argv)
 
     for paragraph in about.strip().split("\n\n"):
         console.print(" ".join(paragraph.split()), highlight=False, markup=False)
-    names = chosen.values() if asked.backend is None else [chosen[asked.backend]]
     skipped: dict[str, str] = {}
     results: dict[str, Result] = {}
     done = table("", "library", [*columns, "s"])
-    for library_name, library in loaded(names, skipped):
+    for library_name, library in loaded([chosen[b] for b in asked.backend], skipped):
         with console.status(library_name):
             began = perf_counter()
             result = on(library, quick if asked.quick else full)
@@ -308,7 +309,9 @@ def agree(results: dict[str, Result], tolerance: float) -> None:
         for mine, theirs in zip(result.rows, truth.rows, strict=True):
             for column, a in mine.items():
                 b = theirs[column]
-                if a != b and (isinstance(a, str) or isinstance(b, str) or not abs(a - b) <= tolerance * max(1, abs(b))):
+                if a != b and (
+                    isinstance(a, str) or isinstance(b, str) or not abs(a - b) <= tolerance * max(1, abs(b))
+                ):
                     raise SystemExit(f"{name} should find {first}'s {column}, {b}, but finds {a}.")
     if others:
         console.print(f"All find the same, to {tolerance:g}.", highlight=False)

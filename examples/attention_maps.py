@@ -1,6 +1,6 @@
 """A tiny transformer learns to write a row of digits backwards; its attention maps show how.
 
-It reads eight digits and a bar, and then writes the eight from the last to the first, each after the ones before: one causal
+It reads some digits and a bar, and then writes them from the last to the first, each after the ones before it: one causal
 layer of softxp.attention with two heads, a feed-forward layer, and the gradient of softxp.cross_entropy. The weights that attention
 never keeps whole are drawn afterwards by softxp.softmax: whoever writes looks at the mirrored place.
 """
@@ -20,7 +20,7 @@ class Settings(NamedTuple):
     length: int = 8
     width: int = 32
     heads: int = 2
-    steps: int = 400
+    steps: int = 150
     batch: int = 64
     tests: int = 200
 
@@ -37,7 +37,10 @@ def rows_of_digits(rng: np.random.Generator, rows: int, length: int) -> tuple[An
 def start(rng: np.random.Generator, s: Settings) -> list[Any]:
     places = 2 * s.length
     embedding, place = rng.normal(size=(DIGITS + 1, s.width)), rng.normal(size=(places, s.width))
-    qkv, out = rng.normal(size=(s.width, 3 * s.width)) / s.width**0.5, rng.normal(size=(s.width, s.width)) / s.width**0.5
+    qkv, out = (
+        rng.normal(size=(s.width, 3 * s.width)) / s.width**0.5,
+        rng.normal(size=(s.width, s.width)) / s.width**0.5,
+    )
     return [embedding, place, qkv, out, *weights(rng, s.width, 2 * s.width, s.width), *weights(rng, s.width, DIGITS)]
 
 
@@ -109,7 +112,9 @@ def draw(plt: Any, shown: Any) -> Any:
     maps, tokens, following, losses = shown
     names = ["|" if t == BAR else str(t) for t in tokens]
     n = len(tokens) // 2
-    figure, panels = plt.subplots(1, len(maps) + 1, figsize=(3.5 * len(maps) + 3.4, 3.9), width_ratios=[1] * len(maps) + [0.8])
+    figure, panels = plt.subplots(
+        1, len(maps) + 1, figsize=(3.5 * len(maps) + 3.4, 3.9), width_ratios=[1] * len(maps) + [0.8]
+    )
     image = None
     for i, (panel, map_) in enumerate(zip(panels, maps, strict=False)):
         image = panel.imshow(map_, vmin=0, vmax=1, cmap="YlGnBu")
@@ -129,7 +134,7 @@ def draw(plt: Any, shown: Any) -> Any:
 
 
 COLUMNS = {"loss": ".4f", "digits right": ".1%", "rows right": ".1%", "head 1 mirrors": ".1%", "head 2 mirrors": ".1%"}
-QUICK = Settings(length=5, width=16, steps=120, batch=48)
+QUICK = Settings(length=6, steps=60)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Result]:

@@ -49,7 +49,9 @@ def step(adam: Adam, top: Any, bottom: Any, loss: Loss) -> tuple[Any, Adam]:
     options: dict[str, Any] = dict(temperature=temperature, loss=loss)
     if loss == "siglip":
         by, options = (*by, "bias"), dict(options, bias=bias)
-    value, (by_a, by_b, by_temperature, *by_bias) = softxp.value_and_grad(softxp.contrastive_loss, argnums=by)(a, b, **options)
+    value, (by_a, by_b, by_temperature, *by_bias) = softxp.value_and_grad(softxp.contrastive_loss, argnums=by)(
+        a, b, **options
+    )
     others = [by_temperature * temperature, by_bias[0] if by_bias else xp.zeros_like(bias)]
     return value, adam.step([*back_a(by_a), *back_b(by_b), *others], rate=0.005)
 
@@ -105,7 +107,9 @@ def draw(plt: Any, shown: Any) -> Any:
     for loss, (_, rank) in of.items():
         panel.plot(np.arange(1, n + 1), 100 * np.mean(rank[:, None] < np.arange(1, n + 1), axis=0), label=loss)
     panel.plot([1, n], [100 / n, 100], color="#888888", lw=0.8, ls="--", label="chance")
-    panel.set(xscale="log", xlim=(1, n), ylim=(0, 101), xlabel=f"first k of {n} candidates", ylabel="own half among them, %")
+    panel.set(
+        xscale="log", xlim=(1, n), ylim=(0, 101), xlabel=f"first k of {n} candidates", ylabel="own half among them, %"
+    )
     panel.set_xticks([1, 2, 5, 10, 50, n], ["1", "2", "5", "10", "50", str(n)])
     panel.minorticks_off()
     panel.legend(fontsize=8, loc="lower right")

@@ -4,24 +4,15 @@ Run by `make demo`. Needs numpy, scikit-learn and rich; serves torch, JAX, Dask,
 where they are installed. Ends with an error if any number it prints is not the one it should be.
 """
 
-import sys
-from collections.abc import Callable, Iterable
-from importlib import import_module
-from importlib.util import find_spec
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from _common import LIBRARIES, console, digits, loaded, table
 from array_api_compat import array_namespace
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 import softxp
-
-console = Console()
 
 # --- 1. worked examples ----------------------------------------------------------------------------------------------
 
@@ -32,14 +23,6 @@ def check(what: str, got: Any, expected: list[float], digits: int) -> list[str]:
     if shown != wanted:
         raise SystemExit(f"{what} should read {' '.join(wanted)}, but softxp answers {' '.join(shown)}.")
     return shown
-
-
-def table(title: str, first: str, columns: Iterable[str]) -> Table:
-    made = Table(title=title, title_justify="left", title_style="bold")
-    made.add_column(first, no_wrap=True)
-    for column in columns:
-        made.add_column(column, justify="right")
-    return made
 
 
 def worked_examples() -> None:
@@ -119,103 +102,8 @@ def accuracy(X: Any, labels: Any, W: Any, b: Any) -> Any:
     return xp.mean(xp.astype(xp.argmax(X @ W + b, axis=1) == labels, xp.float64))
 
 
-class Library(NamedTuple):
-    """How arrays get into a library and out of it, and how it likes to run a function that is called many times."""
-
-    asarray: Callable[[Any], Any]
-    asnumpy: Callable[[Any], Any] = np.asarray
-    ready: Callable[[Any], Any] = lambda fn: fn
-
-
-def _numpy() -> Library:
-    return Library(np.asarray)
-
-
-def _torch() -> Library:
-    import torch
-
-    return Library(torch.asarray)
-
-
-def _torch_cuda() -> Library:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise RuntimeError("torch sees no CUDA device")
-    return Library(lambda x: torch.asarray(x, device="cuda"), lambda x: x.cpu().numpy())
-
-
-def _jax() -> Library:
-    import jax
-
-    jax.config.update("jax_enable_x64", True)  # so that it can be compared with the others to the last digits
-    return Library(jax.numpy.asarray, ready=jax.jit)
-
-
-def _dask() -> Library:
-    dask, da = import_module("dask"), import_module("dask.array")
-    return Library(
-        lambda x: da.from_array(x, chunks=(450, *x.shape[1:])),
-        ready=lambda fn: lambda *arrays: dask.persist(*fn(*arrays)),
-    )
-
-
-def _cupy() -> Library:
-    import cupy
-
-    cupy.zeros(1)  # raises where there is no CUDA device
-    return Library(cupy.asarray, cupy.asnumpy)
-
-
-def _strict() -> Library:
-    import array_api_strict
-
-    return Library(array_api_strict.asarray)
-
-
-def _ndonnx() -> Library:
-    import ndonnx
-    import onnxruntime
-
-    def export(fn: Any) -> Any:
-        """The function as an ONNX graph, traced at its first call, in onnxruntime's hands."""
-        sessions: list[Any] = []
-
-        def run(*arrays: Any) -> Any:
-            feed = {f"in{i}": a for i, a in enumerate(arrays)}
-            if not sessions:
-                inputs = {k: ndonnx.argument(shape=a.shape, dtype=ndonnx.asarray(a).dtype) for k, a in feed.items()}
-                outputs = {f"out{i}": a for i, a in enumerate(fn(*inputs.values()))}
-                model = ndonnx.build(inputs, outputs).SerializeToString()
-                sessions.append(onnxruntime.InferenceSession(model))
-            return sessions[0].run(None, feed)
-
-        return run
-
-    return Library(np.asarray, ready=export)
-
-
-# name -> (module to look for, what pip calls it, loader)
-LIBRARIES: dict[str, tuple[str, str, Callable[[], Library]]] = {
-    "numpy": ("numpy", "numpy", _numpy),
-    "torch": ("torch", "torch", _torch),
-    "torch, cuda": ("torch", "torch", _torch_cuda),
-    "jax, jitted": ("jax", "jax", _jax),
-    "dask": ("dask.array", "'dask[array]'", _dask),
-    "cupy": ("cupy", "cupy-cuda12x", _cupy),
-    "array_api_strict": ("array_api_strict", "array-api-strict", _strict),
-    "ndonnx, exported": ("ndonnx", "ndonnx onnxruntime", _ndonnx),
-}
-
-
 def everywhere() -> None:
-    digits: Any = load_digits()
-    split: Any = train_test_split(
-        digits.data / 16, digits.target, test_size=0.25, random_state=0, stratify=digits.target
-    )
-    X, X_test, labels, labels_test = split
-    mean = X.mean(axis=0)
-    X, X_test = X - mean, X_test - mean  # a long common direction would ask for smaller steps, and more of them
+    X, X_test, labels, labels_test, _ = digits()
     start = np.zeros((X.shape[1], 10)), np.zeros(10)
 
     console.print(f"\n[bold]a softmax classifier[/], {X.shape[0]} digits to learn from, {X_test.shape[0]} held out")
@@ -228,15 +116,7 @@ def everywhere() -> None:
     truth: tuple[Any, float] | None = None  # numpy's weights and loss
     columns = TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
-        for name, (module, pip, load) in LIBRARIES.items():
-            if find_spec(module.partition(".")[0]) is None:
-                skipped[module] = f"not installed; {sys.executable} -m pip install {pip}"
-                continue
-            try:
-                library = load()
-            except Exception as reason:
-                skipped[name] = str(reason).partition("\n")[0]
-                continue
+        for name, library in loaded(LIBRARIES, skipped):
             put, get = library.asarray, library.asnumpy
             steps = progress.track(range(STEPS), description=name)
             began = perf_counter()

@@ -59,13 +59,25 @@ def draw(plt: Any, diagrams: Any) -> Any:
         edges = np.linspace(0, 1, len(count) + 1)
         some = count > 0
         width = edges[1]
-        panel.bar(edges[:-1][some], right[some], width, align="edge", color="#7fb3d5", edgecolor="white", label="accuracy in a bin, and its digits")
+        panel.bar(
+            edges[:-1][some],
+            right[some],
+            width,
+            align="edge",
+            color="#7fb3d5",
+            edgecolor="white",
+            label="accuracy in a bin, and its digits",
+        )
         panel.plot([0, 1], [0, 1], color="#444444", lw=0.8, ls="--")
-        panel.plot(confidence[some], right[some], "o", color="#c0392b", ms=4, clip_on=False, label="at its mean confidence")
+        panel.plot(
+            confidence[some], right[some], "o", color="#c0392b", ms=4, clip_on=False, label="at its mean confidence"
+        )
         for x, y, n in zip(edges[:-1][some] + width / 2, right[some], count[some], strict=True):
             panel.text(x, y + 0.015, f"{n:.0f}", ha="center", size=7, color="#444444")
         panel.set(xlim=(0, 1), ylim=(0, 1.08), xlabel="confidence, the largest probability")
-        panel.set_title(f"{word}: T = {row['temperature']:.2f}, calibration error {row['calibration error']:.1%}", size=9)
+        panel.set_title(
+            f"{word}: T = {row['temperature']:.2f}, calibration error {row['calibration error']:.1%}", size=9
+        )
     panels[0].set_ylabel("share of predictions that are right")
     panels[0].legend(loc="upper left", fontsize=8)
     return figure

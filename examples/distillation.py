@@ -54,7 +54,9 @@ def on(library: Library, s: Settings) -> Result:
     teacher = trained(library, large, s.steps // 2, by_labels, put(X), put(labels))
     soft_targets, _ = perceptron(teacher, put(X[seen]))
 
-    students: dict[str, list[Any]] = {"labels": trained(library, small, s.steps, by_labels, put(X[seen]), put(labels[seen]))}
+    students: dict[str, list[Any]] = {
+        "labels": trained(library, small, s.steps, by_labels, put(X[seen]), put(labels[seen]))
+    }
     for T in s.temperatures:
         loss = partial(by_teacher, temperature=T)
         students[f"the teacher, T = {T:g}"] = trained(library, small, s.steps, loss, put(X[seen]), soft_targets)
@@ -88,7 +90,9 @@ def draw(plt: Any, shown: Any) -> Any:
     soft.set_title("what the teacher says of it, by temperature", size=9)
     soft.legend(fontsize=8)
 
-    names = [str(r["learns from"]).replace("all labels: the teacher", "(teacher)").replace("the teacher, ", "") for r in rows]
+    names = [
+        str(r["learns from"]).replace("all labels: the teacher", "(teacher)").replace("the teacher, ", "") for r in rows
+    ]
     for i, column in enumerate(list(rows[0])[1:]):
         bars = right.bar(np.arange(len(rows)) + (i - 0.5) * 0.4, [r[column] for r in rows], 0.38, label=column,
                          color=("#b0b7bd", "#c0392b")[i])  # fmt: skip
@@ -101,7 +105,7 @@ def draw(plt: Any, shown: Any) -> Any:
 
 
 COLUMNS = {"learns from": "", "all digits": ".1%", f"the digit {UNSEEN}": ".1%"}
-QUICK = Settings(teacher=64, steps=100, held_out=0.6, temperatures=(1.0, 8.0))
+QUICK = Settings(teacher=48, steps=80, held_out=0.7, temperatures=(1.0, 8.0))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Result]:

@@ -31,7 +31,9 @@ def mixture(parameters: list[Any], X: Any) -> Any:
     routed = X @ R
     chosen, to_routed = softxp.vjp(softxp.topk_softmax, routed, CHOSEN)
     _, indices = softxp.topk_softmax(routed, CHOSEN)
-    slots = xp.astype(indices[:, :, None] == xp.arange(R.shape[1], dtype=indices.dtype), X.dtype)  # (rows, chosen, experts)
+    slots = xp.astype(
+        indices[:, :, None] == xp.arange(R.shape[1], dtype=indices.dtype), X.dtype
+    )  # (rows, chosen, experts)
     gate = xp.sum(chosen[:, :, None] * slots, axis=1)
     # every expert answers every digit here; a large model would ask the chosen ones alone
     h = xp.tanh(X @ W + b[:, None, :])  # (experts, rows, h)

@@ -99,7 +99,7 @@ def known_words(texts: list[str]) -> float:
 
 def on(library: Library, s: Settings) -> Result:
     put, rng = library.asarray, np.random.default_rng(0)
-    windows = np.lib.stride_tricks.sliding_window_view(CODES, s.context + 1)
+    windows = np.lib.stride_tricks.sliding_window_view(CODES, s.context + 1).copy()
     seen, held_out = windows[: HELD_OUT - s.context], windows[HELD_OUT:]
     embedding = rng.normal(size=(len(LETTERS), s.embedding))
     kernel = rng.normal(size=(len(LETTERS), s.hidden)) / s.hidden**0.5
@@ -136,13 +136,15 @@ def draw(plt: Any, shown: Any) -> Any:
     smooth = np.asarray(losses[: len(losses) // size * size]).reshape(-1, size).mean(axis=1)
     panel.plot(np.arange(len(smooth)) * size + size / 2, smooth, label="batches, as it learns")
     panel.axhline(held_out, color="#c0392b", lw=1, label="three sonnets held out")
-    panel.axhline(np.log(len(LETTERS)), color="#888888", lw=0.8, ls="--", label=f"{len(LETTERS)} letters, equally likely")
+    panel.axhline(
+        np.log(len(LETTERS)), color="#888888", lw=0.8, ls="--", label=f"{len(LETTERS)} letters, equally likely"
+    )
     panel.set(xlabel="step", ylabel="cross-entropy, nats per letter", ylim=(0, None))
     panel.legend(fontsize=8, loc="lower left")
     panel = panels["b"]
     for name, of in known.items():
         panel.plot(list(of), [100 * v for v in of.values()], "o-", ms=3, label=name)
-    panel.set(xlabel="temperature", ylabel="written words that Shakespeare uses here, %", ylim=(0, 105))
+    panel.set(xlabel="temperature", ylabel="written words that the sonnets have, %", ylim=(0, 105))
     panel.legend(fontsize=8, title="letters drawn from", title_fontsize=8)
     panel = panels["c"]
     panel.set_axis_off()
