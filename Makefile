@@ -1,5 +1,6 @@
 # Every target makes what it needs: a Python from 3.11 on and make are enough.
 #   make demo    worked examples, then one classifier trained on every array library that is installed
+#   make examples    six examples in full, on numpy, torch and JAX; their pictures go to build/examples (PICTURES=docs/pictures: the docs')
 #   make test    the tests, the conformance suite and the examples in docstrings
 #   make accuracy    measures every target and every peer, and writes docs/accuracy.md and its pictures anew
 #   make budgets     asks the same anew, and writes the budgets that `make test` holds softxp to (review the difference!)
@@ -13,17 +14,23 @@ EXTRAS ?= test# what of pyproject.toml `make test` installs
 PACKAGES ?=# and what beside it
 ARGS ?=# for pytest; nothing means everything
 
+EXAMPLES = digits distillation language_model attention_maps contrastive experts
+PICTURES ?= build/examples
+
 PIP = install --quiet --disable-pip-version-check
 VENV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo test accuracy budgets third-party lint types docs bench clean
+.PHONY: demo examples test accuracy budgets third-party lint types docs bench clean
 
 PEERS = scipy.special torch.nn.functional jax.nn optax entmax
 SUITE = $(VENV)/python -m softxp_conformance -n $(WORKERS)
 
 demo: .venv-demo/installed
 	@$(DEMO)/python examples/demo.py
+
+examples: .venv/installed
+	@for name in $(EXAMPLES); do $(VENV)/python examples/$$name.py --out $(PICTURES)/$$name.svg $(ARGS) || exit 1; done
 
 test: .venv/installed
 	$(VENV)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
@@ -70,7 +77,7 @@ clean:
 # The stamps: an environment is installed once, and again when pyproject.toml changes.
 
 .venv-demo/installed: pyproject.toml | .venv-demo/bin/python
-	@echo "installing softxp, numpy, numba, scikit-learn and rich into .venv-demo"
+	@echo "installing softxp, numpy, numba, scikit-learn, rich and matplotlib into .venv-demo"
 	@$(DEMO)/python -m pip $(PIP) -e ".[numpy,cpu,demo]"
 	@touch $@
 

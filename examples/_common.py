@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -157,7 +158,7 @@ def digits(held_out: float = 0.25) -> Digits:
 def weights(rng: np.random.Generator, *sizes: int) -> list[Any]:
     """W, b, W, b, ... of layers from each size to the next."""
     out: list[Any] = []
-    for n, m in zip(sizes, sizes[1:], strict=False):
+    for n, m in pairwise(sizes):
         out += [rng.normal(size=(n, m)) / np.sqrt(n), np.zeros(m)]
     return out
 
@@ -268,7 +269,7 @@ def run(
     )
     parser.add_argument("--quick", action="store_true", help="small settings, seconds")
     parser.add_argument(
-        "--out", type=Path, default=Path("build") / f"{name}.png", help="the picture (default: %(default)s)"
+        "--out", type=Path, default=Path("build/examples") / f"{name}.png", help="the picture (default: %(default)s)"
     )
     asked = parser.parse_args(argv)
 

@@ -1,8 +1,9 @@
 """A tiny transformer learns to write a row of digits backwards; its attention maps show how.
 
-It reads some digits and a bar, and then writes them from the last to the first, each after the ones before it: one causal
-layer of softxp.attention with two heads, a feed-forward layer, and the gradient of softxp.cross_entropy. The weights that attention
-never keeps whole are drawn afterwards by softxp.softmax: whoever writes looks at the mirrored place.
+It reads some digits and a bar, and then writes them from the last to the first, each after the ones before
+it: one causal layer of softxp.attention with two heads, a feed-forward layer, and the gradient of
+softxp.cross_entropy. The weights that attention never keeps whole are drawn afterwards by softxp.softmax:
+whoever writes looks at the mirrored place.
 """
 
 from typing import Any, NamedTuple

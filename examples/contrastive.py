@@ -1,8 +1,9 @@
 """Which bottom belongs to this top? Halves of digits find each other.
 
-Two small networks turn the upper and the lower half of a digit into vectors of length 1, and softxp.contrastive_loss pulls the two
-of a pair together and all others apart; its temperature is learned with them. Then each upper half of digits held out
-picks among all their lower halves: how often is its own the best, or among the best five?
+Two small networks turn the upper and the lower half of a digit into vectors of length 1, and
+softxp.contrastive_loss pulls the two of a pair together and all others apart; its temperature is learned with
+them. Then each upper half of digits held out picks among all their lower halves: how often is its own the
+best, or among the best five?
 """
 
 from functools import partial
@@ -66,7 +67,7 @@ def on(library: Library, s: Settings) -> Result:
         sizes = 32, s.hidden, s.width
         start = [*weights(rng, *sizes), *weights(rng, *sizes), np.log([0.1]), np.asarray([-5.0])]
         adam, learn = Adam.of(library, start), library.ready(partial(step, loss=loss))
-        value = None
+        value = float("nan")
         for _ in range(s.steps):
             batch = put(X[rng.permutation(len(X))[: s.batch]])
             value, adam = learn(adam, batch[:, :32], batch[:, 32:])

@@ -1,8 +1,9 @@
 """A classifier of handwritten digits is right more seldom than it says; one number, its temperature, mends that.
 
-A small network learns 300 digits by heart with the gradient of softxp.cross_entropy, so on others it is too sure of itself.
-softxp.fit_temperature finds the temperature on digits held out for that; softxp.reliability_curve and
-expected_calibration_error say on yet others how far confidence is from accuracy, before and after.
+A small network learns 300 digits by heart with the gradient of softxp.cross_entropy, so on others it is too
+sure of itself. softxp.fit_temperature finds the temperature on digits held out for that;
+softxp.reliability_curve and expected_calibration_error say on yet others how far confidence is from accuracy,
+before and after.
 """
 
 from typing import Any, NamedTuple
@@ -53,7 +54,7 @@ def on(library: Library, s: Settings) -> Result:
 
 
 def draw(plt: Any, diagrams: Any) -> Any:
-    """A panel for each temperature: how often predictions of a confidence are right; a perfect classifier is on the diagonal."""
+    """A panel for each temperature: how often predictions of a confidence are right. Truth is the diagonal."""
     figure, panels = plt.subplots(1, 2, figsize=(7.4, 3.6), sharey=True)
     for panel, (row, (confidence, right, count)), word in zip(panels, diagrams, ("before", "after"), strict=True):
         edges = np.linspace(0, 1, len(count) + 1)

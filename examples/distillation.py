@@ -1,8 +1,9 @@
 """A small network learns from a large one what a 3 looks like without ever seeing one.
 
-A large network, the teacher, learns all digits. Small students then learn from the teacher's answers to digits among which there
-is no 3: from the labels, or from softxp.distillation_loss at several temperatures. A teacher that sees a 2, a 5 or an 8 says
-how much of a 3 is in it; at temperature 1 that share is too small to be heard.
+A large network, the teacher, learns all digits. Small students then learn from the teacher's answers to
+digits among which there is no 3: from the labels, or from softxp.distillation_loss at several temperatures. A
+teacher that sees a 2, a 5 or an 8 says how much of a 3 is in it; at temperature 1 that share is too small to
+be heard.
 """
 
 from functools import partial
@@ -81,7 +82,7 @@ def draw(plt: Any, shown: Any) -> Any:
     image.set_axis_off()
     image.set_title("a digit", size=9)
 
-    colours = {t: c for t, c in zip(told, plt.get_cmap("YlGnBu")(np.linspace(0.35, 1, len(told))), strict=True)}
+    colours = dict(zip(told, plt.get_cmap("YlGnBu")(np.linspace(0.35, 1, len(told))), strict=True))
     for i, T in enumerate(told):
         width = 0.8 / len(told)
         soft.bar(np.arange(10) - 0.4 + (i + 0.5) * width, told[T], width, color=colours[T], label=f"T = {T:g}")

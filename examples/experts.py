@@ -1,8 +1,9 @@
 """A router shares digits out among experts; left to itself it sends most of them to a few.
 
-Each digit goes to the two of eight small experts that softxp.topk_softmax picks, and their answers are mixed by its weights. Whoever
-is picked learns, and is picked again: the load grows uneven. softxp.balance_loss, beside the cross-entropy, shares it
-out evenly, and router_z_loss keeps the router's logits small; the digits are told as well as before.
+Each digit goes to the two of eight small experts that softxp.topk_softmax picks, and their answers are mixed
+by its weights. Whoever is picked learns, and is picked again: the load grows uneven. softxp.balance_loss,
+beside the cross-entropy, shares it out evenly, and router_z_loss keeps the router's logits small; the digits
+are told as well as before.
 """
 
 from functools import partial
@@ -25,7 +26,7 @@ class Settings(NamedTuple):
 
 
 def mixture(parameters: list[Any], X: Any) -> Any:
-    """Router logits, gate (rows, experts), class logits; and the pullback from class logits and router logits to the parameters."""
+    """Router logits, gate (rows, experts), class logits; and the pullback of class and router logits to the parameters."""
     xp = array_namespace(X)
     R, W, b, V, c = parameters  # router (64, n), and n experts of one hidden layer: W (n, 64, h), V (n, h, 10)
     routed = X @ R

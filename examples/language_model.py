@@ -1,8 +1,9 @@
 """A language model of letters learns Shakespeare's sonnets, and then writes at several temperatures.
 
-A small network guesses the next letter from those before it. Its last layer and loss are softxp.linear_cross_entropy, whose logits
-are never there whole. softxp.sample then draws letter after letter: of all, of the most probable (top_p), or of
-those that are not much less probable than the best (min_p). The same numbers drawn give the same text on every library.
+A small network guesses the next letter from those before it. Its last layer and loss are
+softxp.linear_cross_entropy, whose logits are never there whole. softxp.sample then draws letter after letter:
+of all, of the most probable (top_p), or of those that are not much less probable than the best (min_p). The
+same numbers drawn give the same text on every library.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The examples with --quick: what each claims, on numpy and torch (`run` holds each library's numbers to the first's), one on JAX."""
+"""What each example claims, with --quick: on numpy and torch, whose numbers must agree, and one on JAX."""
 
 import importlib
 import sys
@@ -25,7 +25,11 @@ def example(monkeypatch, tmp_path):
         first = next(iter(results.values()))
         return first.rows, first.shown
 
+    jax = sys.modules.get("jax")
+    wide = jax and jax.config.jax_enable_x64
     yield run
+    if "jax" in sys.modules:  # an example turns it on for good
+        sys.modules["jax"].config.update("jax_enable_x64", bool(wide))
     for name in [n for n, m in sys.modules.items() if Path(getattr(m, "__file__", None) or "/").parent == HOME]:
         del sys.modules[name]
 
@@ -70,7 +74,7 @@ def test_contrastive(example):
     chance = 1 / 200
     assert {row["loss"] for row in rows} == {"infonce", "clip", "siglip"}
     assert all(row["own first"] > 15 * chance and row["in first 5"] > 10 * 5 * chance for row in rows)
-    assert all(row["temperature"] != 0.1 for row in rows)
+    assert all(abs(row["temperature"] - 0.1) > 5e-4 for row in rows)  # it is learned
 
 
 def test_experts(example):
