@@ -105,7 +105,8 @@ def on(library: Library, s: Settings) -> Result:
     right = told == following[:, n:]
     row = {"loss": losses[-1], "digits right": float(right.mean()), "rows right": float(right.all(axis=1).mean())}
     row |= {f"head {i + 1} mirrors": float(m) for i, m in enumerate(mirrored)}
-    return Result([row], (maps, tokens[0], following[0], losses))
+    told_apart = max(range(s.tests), key=lambda i: len(set(tokens[i])))  # a row to label the map with
+    return Result([row], (maps, tokens[told_apart], following[told_apart], losses))
 
 
 def draw(plt: Any, shown: Any) -> Any:
@@ -126,7 +127,7 @@ def draw(plt: Any, shown: Any) -> Any:
         panel.set_xlabel("looks at")
         panel.set_title(f"head {i + 1}", size=9)
     panels[0].set_ylabel("at this token (→ writes)")
-    figure.colorbar(image, ax=panels[:-1], label="attention, mean of 200 rows", shrink=0.8)
+    figure.colorbar(image, ax=panels[:-1], label="attention, mean of all rows tried", shrink=0.8)
     panels[-1].plot(losses)
     panels[-1].set(xlabel="step", ylabel="cross-entropy, nats per digit", ylim=(0, None), xlim=(0, None))
     panels[-1].axhline(np.log(10), color="#888888", lw=0.8, ls="--")
