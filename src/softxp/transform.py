@@ -48,7 +48,10 @@ class _Call:
                     f"{argnums!r}."
                 ) from None
             if name is None or not self.moves(name):
-                raise TypeError(f"there is a derivative by arrays of real floats alone; argument {a!r} is none.")
+                raise TypeError(
+                    f"there is a derivative by arrays of real floats alone; argument {a!r} is none. A number is constant: give "
+                    "an array of one, as numpy.asarray makes it (numpy's own arithmetic turns arrays () into numbers)."
+                )
             out.append(name)
         return out
 
