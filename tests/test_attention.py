@@ -298,3 +298,12 @@ def test_errors():
         softxp.merge_attention((Q, Q[..., 0]), (Q, Q[..., :3, 0]))
     with pytest.raises(TypeError, match="k is from torch, the first from numpy"):
         softxp.attention(Q, torch.tensor(K), V)
+
+
+def test_a_query_that_sees_nothing_may_hold_anything():
+    q = np.asarray([[[np.nan, 1.0], [1.0, 1.0]]])
+    k = np.ones((1, 2, 2))
+    y, pullback = softxp.vjp(softxp.attention, q, k, k, where=np.asarray([[False, False], [True, True]]))
+    assert y.tolist() == [[[0, 0], [1, 1]]]
+    for g in pullback(np.ones_like(y)):
+        assert np.isfinite(g).all()

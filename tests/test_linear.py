@@ -234,3 +234,12 @@ def test_errors():
         softxp.contrastive_loss(HIDDEN, HIDDEN, temperature=0.0)
     with pytest.raises(ValueError, match="loss must be"):
         softxp.contrastive_loss(HIDDEN, HIDDEN, loss="triplet")
+
+
+def test_a_shard_says_what_it_cannot_do():
+    shard = softxp.VocabularyShard(HIDDEN, KERNEL, LABELS, start=0, vocabulary=V)
+    for argnums in (2, "bias", "temperature", "class_weight"):
+        with pytest.raises(TypeError, match="a shard has derivatives by"):
+            shard.value_and_grad(shard.state(), argnums=argnums)
+    with pytest.raises(TypeError, match="labels must be an array"):
+        softxp.VocabularyShard(HIDDEN, KERNEL, LABELS.tolist(), start=0, vocabulary=V)

@@ -88,3 +88,27 @@ def test_a_row_of_no_class_weight_moves_no_weight():
         step = torch.zeros(3, dtype=torch.float64)
         step[i] = 1e-6
         np.testing.assert_allclose(g[i], (loss(w + step) - loss(w - step)).detach() / 2e-6, rtol=1e-6)
+
+
+def test_by_keyword_arrays_too():
+    q, k, v = (np.random.default_rng(i).normal(size=(1, 3, 4)) for i in range(3))
+    bias = np.zeros((3, 3))
+    y, pullback = softxp.vjp(softxp.attention, q, k, v, bias=bias, argnums=("bias", 0))
+    by_bias, by_q = pullback(np.ones_like(y))
+    assert by_bias.shape == bias.shape
+    np.testing.assert_array_equal(by_q, softxp.vjp(softxp.attention, q, k, v, bias=bias)[1](np.ones_like(y))[0])
+    with pytest.raises(ValueError, match="no argument 'bais'"):
+        softxp.vjp(softxp.attention, q, k, v, argnums="bais")
+    with pytest.raises(ValueError, match=r"got shape \(1, 3, 4\)"):
+        softxp.value_and_grad(softxp.attention)(q, k, v)
+    with pytest.raises(TypeError, match="give an array of one"):
+        softxp.value_and_grad(softxp.cross_entropy, argnums="temperature")(X, np.asarray([0, 1, 2]), temperature=2.0)
+
+
+def test_gradients_by_weights_have_their_shape():
+    labels = np.asarray([0, 4, 2])
+    for axis, logits in ((1, X), (0, X.T)):
+        for name, size in (("sample_weight", 3), ("class_weight", 5)):
+            w = np.linspace(1.0, 2.0, size)
+            _, g = softxp.value_and_grad(softxp.cross_entropy, argnums=name)(logits, labels, axis=axis, **{name: w})
+            assert g.shape == w.shape

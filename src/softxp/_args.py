@@ -44,7 +44,9 @@ def array(backend: Any, name: str, x: Any) -> Any:
     if kind in SIGNED or kind in UNSIGNED:
         return backend.xp.astype(x, backend.default_float(x))
     remedy = {
-        "bool": "cast it to a float first; a mask goes in as `where=`",
+        "bool": "a mask of rows goes in as floats, mask.astype(float) (0 drops a row)"
+        if name == "sample_weight"
+        else "cast it to a float first; a mask of classes goes in as `where=`",
         "complex64": "take the real part, or use a complex logsumexp elsewhere",
         "complex128": "take the real part, or use a complex logsumexp elsewhere",
         "object": "convert it to a numeric dtype first",
@@ -292,6 +294,19 @@ def of_loss(
         dtype=dtype,
         compute=compute,
     )
+
+
+def chunks(chunk_size: Any, one: str, two: str) -> Any:
+    """None, a positive int, or two of them."""
+    if chunk_size is None:
+        return None
+    try:
+        sizes = tuple(index(n) for n in (chunk_size if isinstance(chunk_size, tuple) else (chunk_size,)))
+    except TypeError:
+        sizes = ()
+    if len(sizes) not in (1, 2) or min(sizes) < 1:
+        raise ValueError(f"chunk_size must be a positive int ({one}), two of them ({two}) or None, got {chunk_size!r}.")
+    return sizes[0] if len(sizes) == 1 else sizes
 
 
 def row_shape(x: Any, axis: tuple[int, ...]) -> tuple:

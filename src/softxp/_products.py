@@ -104,16 +104,6 @@ def logits(xp, g):
     return z if g.bias is None else z + xp.permute_dims(g.bias, (1, 0))
 
 
-def chunks(chunk_size: Any) -> Any:
-    """None, rows, or (rows, vocabulary)."""
-    given = chunk_size if isinstance(chunk_size, tuple) else (chunk_size,)
-    if chunk_size is not None and not (len(given) <= 2 and all(isinstance(n, int) and n > 0 for n in given)):
-        raise ValueError(
-            f"chunk_size must be a positive int (rows), two of them (rows, vocabulary) or None, got {chunk_size!r}."
-        )
-    return chunk_size
-
-
 def tile_size(chunk_size, g):
     """Rows and classes of a tile. Tile and gradient fill the budget, or as much as a quarter of the kernel."""
     rows, (n, h), itemsize = g.hidden.shape[0], g.kernel.shape, 8 if "64" in str(g.kernel.dtype) else 4

@@ -276,7 +276,9 @@ def attention_vjp(call, xp, ct, y, wanted, q, k, v, *, softcap, chunk_size, dtyp
             if slope is not None:
                 ds = ds * slope
             if wants["k"]:
-                dk = dk + F.sum_like(xp, product_over_queries(xp, ds, tile.q), tile.k)
+                # a query that sees nothing may hold anything: 0 · nan is nan
+                live = xp.where(frozen(xp, m), xp.zeros_like(tile.q), tile.q)
+                dk = dk + F.sum_like(xp, product_over_queries(xp, ds, live), tile.k)
             if wants["q"]:
                 rows = [product(xp, ds, tile.k), *rows]
         return (dk, dv, db), tuple(rows)
@@ -377,15 +379,6 @@ def answer_jvp(xp, dy, *, v, dtype, return_lse, **_):
 # --- attention ---------------------------------------------------------------------------------------------------------
 
 
-def _chunks(chunk_size: Any) -> Any:
-    given = chunk_size if isinstance(chunk_size, tuple) else (chunk_size,)
-    if chunk_size is not None and not (len(given) <= 2 and all(isinstance(n, int) and n > 0 for n in given)):
-        raise ValueError(
-            f"chunk_size must be a positive int (keys), two of them (queries, keys) or None, got {chunk_size!r}."
-        )
-    return given[0] if len(given) == 1 else chunk_size
-
-
 def _fitting(q: Any, k: Any, v: Any) -> None:
     shapes = f"got shapes {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
     if min(q.ndim, k.ndim, v.ndim) < 3:
@@ -424,7 +417,7 @@ def _values(
         k_at=None,
         scale=_scale(q.shape[-1]) if scale is None else args.number("scale", scale, -1.8e308, 1.8e308, "finite"),
         softcap=None if softcap is None else args.number("softcap", softcap, 5e-324, 1.8e308, "above 0 and finite"),
-        chunk_size=_chunks(chunk_size),
+        chunk_size=args.chunks(chunk_size, "keys", "queries, keys"),
         return_lse=bool(return_lse),
         dtype=dtype,
         compute=compute if wide else backend.xp.float32,
@@ -471,7 +464,7 @@ def attention(
     where : bool array that broadcasts to (..., heads, queries, keys). False keys take no part.
     bias : real array that broadcasts to (..., heads, queries, keys), added to the scores; -inf leaves a key out.
     causal : the last query sees all keys, the one before all but the last, and so on: query i sees the keys up to
-        i + keys - queries.
+        i + keys - queries. Counted from the end of the keys given: of a part of the keys, see merge_attention.
     softcap : number above 0 or None, the bound that tanh puts on the scaled products.
     chunk_size : keys of a tile of scores, or (queries, keys). By default a tile takes 4 MiB, more where that is not one
         query of each head and 256 keys.
@@ -498,6 +491,7 @@ def attention(
     Differentiable by q, k, v and bias; a gradient by a bias is as large as the bias. A query that sees no key has gradient
     0. Derivatives of derivatives hold the tiles.
 
+    Heads stand before the length, as in torch; JAX's (length, heads, d) would be taken for other shapes without an error.
     With as many queries as keys, `causal` is that of torch and JAX. With fewer, as in decoding beside a cache, the
     queries are the last of the sequence here and in flash-attention; torch's is_causal and JAX's take them for the first.
 
@@ -543,7 +537,8 @@ def merge_attention(*parts: tuple[Any, Any]) -> tuple[Any, Any]:
     -----
     Merging is associative and commutative, and what it answers merges again. Parts of 16 bits were rounded before they
     came here: ask `attention` for dtype float32, and round what is merged. On torch and JAX the merge is differentiable by
-    every part.
+    every part. `causal` counts from the end of the keys that a call is given: for a part of them, give those columns of the
+    mask as `where=`.
 
     Source: Rabe & Staats 2021, arXiv:2112.05682.
 

@@ -301,7 +301,7 @@ def reliability_curve(
     logits, labels, axis, where, temperature, sample_weight, ignore_index : as in cross_entropy. A prediction beside a
         distribution is right to the extent of its probability.
     bins : how many, all equally wide.
-    dtype : dtype of the answer. Default: that of the logits.
+    dtype : dtype of the answer, but for the counts. Default: that of the logits.
 
     Returns
     -------
@@ -329,7 +329,10 @@ def reliability_curve(
     (array([0.  , 0.  , 0.6 , 0.85]), array([0. , 0. , 1. , 0.5]), array([0., 0., 1., 2.]))
     """
     backend, curve, dtype = _curve(logits, labels, bins, axis, where, temperature, sample_weight, ignore_index, dtype)
-    return Reliability(*(F.cast(backend.xp, a, dtype) for a in curve))
+    confidence, accuracy, count = curve
+    share = backend.guard(F.cast)
+    # 16 bits cannot count
+    return Reliability(share(backend.xp, confidence, dtype), share(backend.xp, accuracy, dtype), count)
 
 
 def expected_calibration_error(

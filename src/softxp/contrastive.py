@@ -137,7 +137,7 @@ def _values(
     dtype, compute = args.dtypes(backend, widest, a.dtype if dtype is None else dtype)
     n, integer = a.shape[0], backend.default_int(a)
     return dict(
-        a=a, b=b, loss=loss, dtype=dtype, compute=compute, chunk_size=P.chunks(chunk_size),
+        a=a, b=b, loss=loss, dtype=dtype, compute=compute, chunk_size=args.chunks(chunk_size, "rows", "rows, pairs"),
         temperature=_one(backend, "temperature", temperature, a, 5e-324, "above 0 and finite"),
         bias=_one(backend, "bias", 0.0 if bias is None else bias, a, -1.8e308, "finite"),
         labels=backend.xp.reshape(backend.arange(n, integer, a), (n, 1)),

@@ -1,11 +1,12 @@
 """linear_cross_entropy, whole or in shards of the vocabulary."""
 
+from operator import index
 from typing import Any, Literal
 
 from . import _args as args
 from . import _products as P
 from ._backends import call, find
-from ._op import Op, record
+from ._op import Op, is_array, record
 from .core import cross_entropy_values
 
 
@@ -26,6 +27,10 @@ def _arrays(backend: Any, hidden: Any, kernel: Any, bias: Any) -> tuple[Any, Any
     return hidden, kernel, bias
 
 
+def _chunks(chunk_size: Any) -> Any:
+    return args.chunks(chunk_size, "rows", "rows, vocabulary")
+
+
 def _logits(hidden: Any, kernel: Any, classes: int) -> Any:
     """What checks may ask of logits that are not there."""
     widest = kernel if args.dtype_name(kernel.dtype) == "float64" else hidden
@@ -43,7 +48,7 @@ def _values(
         sample_weight, ignore_index, z_loss, softcap, reduction, normalizer, hidden.dtype if dtype is None else dtype,
     )  # fmt: skip
     del values["x"], values["axis"]
-    return dict(values, hidden=hidden, kernel=kernel, bias=bias, chunk_size=P.chunks(chunk_size))
+    return dict(values, hidden=hidden, kernel=kernel, bias=bias, chunk_size=_chunks(chunk_size))
 
 
 LINEAR_CROSS_ENTROPY = Op(
@@ -168,13 +173,15 @@ class VocabularyShard:
     ) -> None:  # fmt: skip
         self.backend = backend = find(hidden)
         hidden, kernel, bias = _arrays(backend, hidden, kernel, bias)
-        n = kernel.shape[0]
+        n, start, vocabulary = kernel.shape[0], index(start), index(vocabulary)
         if not 0 <= start <= start + n <= vocabulary:
             raise ValueError(
                 f"the kernel's rows {start} to {start + n} must lie within the vocabulary of {vocabulary}; check start."
             )
         part = _logits(hidden, kernel, n)
-        soft = not isinstance(labels, int) and args.dtype_name(labels.dtype) in args.FLOATS
+        soft = (
+            not isinstance(labels, int) and args.dtype_name(find(labels, "labels").adopt(labels).dtype) in args.FLOATS
+        )
         values = cross_entropy_values(
             backend, part if soft else _logits(hidden, kernel, vocabulary), labels, -1, None, temperature, label_smoothing,
             None, sample_weight, ignore_index, z_loss, softcap, reduction, normalizer,
@@ -185,7 +192,7 @@ class VocabularyShard:
             values["classes"] = backend.xp.reshape(ids, (1, n))
         del values["x"], values["axis"]
         self.values = dict(
-            values, hidden=hidden, kernel=kernel, bias=bias, chunk_size=P.chunks(chunk_size), vocabulary=vocabulary,
+            values, hidden=hidden, kernel=kernel, bias=bias, chunk_size=_chunks(chunk_size), vocabulary=vocabulary,
             where=args.mask(backend, find, where, part),
             class_weight=args.class_weight(backend, find, class_weight, part, (part.ndim - 1,)),
         )  # fmt: skip
@@ -194,11 +201,11 @@ class VocabularyShard:
         """What these classes have to say of each row."""
         return self.backend.guard(P.shard_state)(self.backend.xp, **self.values)
 
-    def merge(self, *states: P.State) -> P.State:
-        """The state of all of them together."""
-        join, whole = self.backend.guard(P.join), states[0]
+    def merge(self, state: P.State, /, *more: P.State) -> P.State:
+        """The state of all of them together, of shards with the same options."""
+        join, whole = self.backend.guard(P.join), state
         temperature = P.of_values(self.backend.xp, self.values).temperature
-        for state in states[1:]:
+        for state in more:
             whole = join(self.backend.xp, P.State(*whole), P.State(*state), temperature)
         return whole
 
@@ -211,7 +218,13 @@ class VocabularyShard:
         if self.values["reduction"] == "none":
             raise ValueError('value_and_grad needs a loss of one number, got reduction="none"; use "mean" or "sum".')
         asked = argnums if isinstance(argnums, tuple) else (argnums,)
-        names = [a if isinstance(a, str) else ("hidden", "kernel")[a] for a in asked]
+        names = ["hidden" if a == 0 else "kernel" if a == 1 else a for a in asked]
+        for a, name in zip(asked, names, strict=True):
+            if not is_array(self.values.get(name)) or name not in P.MOVING:
+                raise TypeError(
+                    "a shard has derivatives by 0 (hidden), 1 (kernel), and bias and temperature where they are arrays, "
+                    f"asked for one by {a!r}."
+                )
         sweep = self.backend.guard(P.linear_cross_entropy_sweep)
         loss, out = sweep(self.backend.xp.call, self.backend.xp, tuple(names), **self.values, state=P.State(*whole))
         return loss, tuple(out[n] for n in names) if isinstance(argnums, tuple) else out[names[0]]

@@ -18,8 +18,11 @@ class _Call:
     def __init__(self, fn: Any, arrays: tuple[Any, ...], options: dict[str, Any]) -> None:
         op = OP_OF.get(fn)
         if op is None or op.vjp is None:
-            known = ", ".join(sorted(f.__name__ for f in OP_OF))
-            raise TypeError(f"softxp has derivatives of its own functions ({known}), got {fn!r}.")
+            known = ", ".join(sorted(f.__name__ for f, op in OP_OF.items() if op.vjp is not None))
+            raise TypeError(
+                f"softxp has derivatives of its own functions ({known}), got {fn!r}; options go into the call, as in "
+                "value_and_grad(softxp.cross_entropy)(logits, labels, label_smoothing=0.1)."
+            )
         if options.get("return_sign"):
             raise ValueError(
                 "the sign has no derivative; call with return_sign=False, or take it from logsumexp itself."
@@ -29,6 +32,7 @@ class _Call:
         self.op: Op = op
         self.backend: Backend = find(arrays[0])
         self.values = op.prepare(self.backend, *bound.arguments.values())
+        self.given = bound.arguments  # the rules see weights laid out beside rows
         # the positional arrays as the rules name them; integer labels have no derivative
         self.names = [n if self.moves(n) else None for n in op.arrays[: len(arrays)]]
 
@@ -44,16 +48,24 @@ class _Call:
                 name = a if isinstance(a, str) else self.names[a]
             except (IndexError, TypeError):
                 raise ValueError(
-                    f"argnums must be positions of the {len(self.names)} positional arrays or names of keyword arrays, got "
-                    f"{argnums!r}."
+                    f"argnums must be a position of the {len(self.names)} positional arrays, the name of a keyword array, "
+                    f"or a tuple of these, got {argnums!r}."
                 ) from None
+            if name is not None and name not in self.values:
+                raise ValueError(f"{self.op.name} has no argument {a!r} that an array may be; see its keywords.")
             if name is None or not self.moves(name):
                 raise TypeError(
-                    f"there is a derivative by arrays of real floats alone; argument {a!r} is none. A number is constant: give "
-                    "an array of one, as numpy.asarray makes it (numpy's own arithmetic turns arrays () into numbers)."
+                    f"there is a derivative by arrays of real floats alone, and argument {a!r} is not such an array in this "
+                    "call. A number is constant: give an array of one, as numpy.asarray makes it."
                 )
             out.append(name)
         return out
+
+    def as_given(self, name: str, gradient: Any) -> Any:
+        given = self.given.get(name)
+        if not is_array(given) or tuple(given.shape) == tuple(gradient.shape):
+            return gradient
+        return self.backend.xp.reshape(gradient, given.shape)
 
     def gradients(self, names: list[str]) -> tuple[Any, dict[str, Any]]:
         """The answer, which must be one number, and its gradients."""
@@ -64,8 +76,9 @@ class _Call:
         if self.op.sweep is not None and self.values.get("reduction") != "none":
             return self.backend.guard(self.op.sweep)(self.again, self.backend.xp, tuple(names), **self.values)
         if self.y.ndim:
+            got = self.answer[0] if isinstance(self.answer, tuple) else self.answer
             raise ValueError(
-                f"value_and_grad needs an answer of one number, got shape {tuple(self.y.shape)}; use vjp with a cotangent, "
+                f"value_and_grad needs an answer of one number, got shape {tuple(got.shape)}; use vjp with a cotangent, "
                 "or a reduction."
             )
         return self.y, self.pulled(self.backend.xp.ones_like(self.y), tuple(names))
@@ -91,13 +104,13 @@ class _Call:
             out = rule(self.again, self.backend.xp, ct, self.y, wanted, **self.values)
         return out
 
-    def cotangents(self, ct: Any) -> tuple[Any, ...]:
+    def cotangents(self, ct: Any, names: list[str | None]) -> tuple[Any, ...]:
         of = self.op.answer
         ct = self.like_answer(ct)
         if of is not None:
             ct = self.backend.guard(of.vjp)(self.backend.xp, ct, self.y, **self.values)
-        out = self.pulled(ct, tuple(n for n in self.names if n))
-        return tuple(out[n] if n else None for n in self.names)
+        out = self.pulled(ct, tuple(n for n in names if n))
+        return tuple(self.as_given(n, out[n]) if n else None for n in names)
 
     def tangent(self, tangents: dict[str, Any]) -> Any:
         rule = self.backend.guard(self.op.jvp)
@@ -121,7 +134,9 @@ class _Call:
         return args.array(self.backend, name, value)
 
 
-def vjp(fn: Callable[..., Any], /, *arrays: Any, **options: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+def vjp(
+    fn: Callable[..., Any], /, *arrays: Any, argnums: Any = None, **options: Any
+) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
     """A function's value and its pullback (reverse mode).
 
         pullback(ct) = (ctᵀ ∂y/∂a for each positional array a)
@@ -129,16 +144,19 @@ def vjp(fn: Callable[..., Any], /, *arrays: Any, **options: Any) -> tuple[Any, C
     Parameters
     ----------
     fn : a function of softxp.
-    *arrays : its positional arrays. **options : its keywords, held constant.
+    *arrays : its positional arrays. **options : its keywords.
+    argnums : by which arrays, as in `value_and_grad`. Default: every positional one.
 
     Returns
     -------
-    (y, pullback). pullback(ct), ct of y's shape, gives a tuple with one cotangent for each positional array, in its
-    shape and dtype (the default float for integers); None for integer labels. Nothing more is computed before it is called.
+    (y, pullback). pullback(ct), ct of y's shape, gives a tuple with one cotangent for each array asked for, in its shape
+    and dtype (the default float for integers); None for integer labels. Where y is a pair, as attention's with return_lse,
+    so is ct. Nothing more is computed before it is called.
 
     Raises
     ------
-    TypeError : fn is not a function of softxp with a derivative. ValueError : ct is not of y's shape. Otherwise as fn.
+    TypeError : fn is not a function of softxp with a derivative. ValueError : ct is not of y's shape; argnums names no
+        array. Otherwise as fn.
 
     Notes
     -----
@@ -152,7 +170,8 @@ def vjp(fn: Callable[..., Any], /, *arrays: Any, **options: Any) -> tuple[Any, C
     (array([1., 1.]),)
     """
     call = _Call(fn, arrays, options)
-    return call.answer, call.cotangents
+    names = call.names if argnums is None else [*call.chosen(argnums)]
+    return call.answer, lambda ct: call.cotangents(ct, names)
 
 
 def jvp(fn: Callable[..., Any], arrays: tuple[Any, ...], tangents: tuple[Any, ...], /, **options: Any) -> Any:
@@ -227,6 +246,7 @@ def value_and_grad(fn: Callable[..., Any], /, *, argnums: Any = 0) -> Callable[.
         call = _Call(fn, arrays, options)
         names = call.chosen(argnums)
         y, out = call.gradients(names)
-        return y, tuple(out[n] for n in names) if isinstance(argnums, tuple) else out[names[0]]
+        found = [call.as_given(n, out[n]) for n in names]
+        return y, tuple(found) if isinstance(argnums, tuple) else found[0]
 
     return value_and_gradient
