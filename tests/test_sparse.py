@@ -103,3 +103,12 @@ def test_tiles_are_the_whole(axis, scale):
         (g,) = torch.autograd.grad(y, leaf, torch.tensor(turn(v)))
         np.testing.assert_allclose(turn(y.detach().numpy())[some], turn(want), rtol=1e-12, atol=1e-15)
         np.testing.assert_allclose(turn(g.numpy())[some], turn(gradient), rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("n", [50_257, 262_144])
+def test_long_rows_of_16_bits_are_summed_where_something_has_a_share(n):
+    """In 32 bits the sums over the whole row would leave no digit of the threshold."""
+    for seed in range(3):
+        x = np.random.default_rng(seed).normal(size=n).astype(np.float16)
+        for fn in (softxp.sparsemax, softxp.entmax):
+            np.testing.assert_allclose(fn(x).astype(np.float64), fn(x.astype(np.float64)), atol=3e-4)

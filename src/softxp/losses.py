@@ -436,7 +436,7 @@ def distillation_loss(
     >>> float(softxp.distillation_loss(student, teacher, temperature=4.0).round(6))
     0.333854
     >>> float(softxp.distillation_loss(student, teacher, temperature=4.0, labels=np.asarray([0]), alpha=0.75).round(6))
-    0.354643
+    0.354648
     """
     return call(
         DISTILLATION_LOSS, student, teacher, temperature, labels, alpha, axis, where, sample_weight, ignore_index, reduction,

@@ -1,6 +1,6 @@
 """Derivatives without an autograd: the closed forms that stand beside each function, for arrays of any library."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from inspect import signature
 from typing import Any
@@ -62,7 +62,7 @@ class _Call:
         return out
 
     def as_given(self, name: str, gradient: Any) -> Any:
-        given = self.given.get(name)
+        given: Any = self.given.get(name)
         if not is_array(given) or tuple(given.shape) == tuple(gradient.shape):
             return gradient
         return self.backend.xp.reshape(gradient, given.shape)
@@ -104,7 +104,7 @@ class _Call:
             out = rule(self.again, self.backend.xp, ct, self.y, wanted, **self.values)
         return out
 
-    def cotangents(self, ct: Any, names: list[str | None]) -> tuple[Any, ...]:
+    def cotangents(self, ct: Any, names: Sequence[str | None]) -> tuple[Any, ...]:
         of = self.op.answer
         ct = self.like_answer(ct)
         if of is not None:
@@ -170,7 +170,7 @@ def vjp(
     (array([1., 1.]),)
     """
     call = _Call(fn, arrays, options)
-    names = call.names if argnums is None else [*call.chosen(argnums)]
+    names = call.names if argnums is None else call.chosen(argnums)
     return call.answer, lambda ct: call.cotangents(ct, names)
 
 
