@@ -67,7 +67,7 @@ def astype(x: Any, dtype: Any) -> Any:
 
 def add_product(c: Any, a: Any, b: Any) -> Any:
     """c + aᵀ b in place, some rows of c at a time: numpy's product has no room to add into."""
-    step = max(1, (1 << 21) // max(1, b.shape[1]))
+    step = max(1, (1 << 19) // max(1, b.shape[1]))
     for i in range(0, c.shape[0], step):
         c[i : i + step] += a[:, i : i + step].T @ b
     return c
