@@ -46,7 +46,7 @@ def array(backend: Any, name: str, x: Any) -> Any:
     remedy = {
         "bool": "a mask of rows goes in as floats, mask.astype(float) (0 drops a row)"
         if name == "sample_weight"
-        else "cast it to a float first; a mask of classes goes in as `where=`",
+        else "cast it to a float first; a mask goes in as `where=`",
         "complex64": "take the real part, or use a complex logsumexp elsewhere",
         "complex128": "take the real part, or use a complex logsumexp elsewhere",
         "object": "convert it to a numeric dtype first",
