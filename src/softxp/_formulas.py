@@ -330,10 +330,14 @@ def divisor(xp, m, temperature):
 def scores(xp, x, softcap, axis, where, temperature, compute):
     """u = softcap(x) masked, its rows' maximum as a finite centre, the divisor, and which rows have derivative 0."""
     u = masked(xp, capped(xp, x, softcap, compute), where, compute)
-    m = row_max(xp, u, axis)
+    return u, *scale(xp, row_max(xp, u, axis), temperature)
+
+
+def scale(xp, m, temperature):
+    """Of rows with maximum m: a finite centre, the divisor, and which have derivative 0."""
     t, frozen = divisor(xp, m, temperature)
     frozen = (frozen & (m == m)) | (m == INF) | (m == -INF)
-    return u, xp.where(xp.isfinite(m), m, xp.zeros_like(m)), t, frozen
+    return xp.where(xp.isfinite(m), m, xp.zeros_like(m)), t, frozen
 
 
 def to_inputs(xp, gz, row_sum, wanted, x, softcap, axis, where, temperature, compute):
@@ -664,8 +668,14 @@ def targets(
         bad, ignored = outside(labels, size, ignore_index)
     w = None if class_weight is None else cast(xp, class_weight, compute)
     weight = total(xp, y if w is None else y * w, axis)
-    count = None if not label_smoothing else taking_part(xp, like, where, axis)
-    q, share = mixed(xp, y, like, where, label_smoothing, w, count)
+    q, share = y, None
+    if label_smoothing:
+        zero = xp.zeros_like(like)
+        part = zero + 1 if where is None else xp.where(where, zero + 1, zero)
+        count = total(xp, part, axis)
+        share = part / xp.maximum(count, xp.ones_like(count))
+        q = (1 - label_smoothing) * q + label_smoothing * share
+    q = q if w is None else q * w
     s = None if sample_weight is None else cast(xp, sample_weight, compute)
     weightless, dropped = uncounted(weight, s, bad, ignored)
     return Targets(y, share, w, q, weight, s, bad, weightless, dropped)
@@ -686,23 +696,6 @@ def uncounted(weight, s, bad, ignored):
     if ignored is not None:
         weightless = weightless | ignored
     return weightless, weightless if s is None else weightless | (s == 0)
-
-
-def taking_part(xp, like, where, axis):
-    """How many entries of each row take part, at least 1."""
-    zero = xp.zeros_like(like)
-    count = total(xp, zero + 1 if where is None else xp.where(where, zero + 1, zero), axis)
-    return xp.maximum(count, xp.ones_like(count))
-
-
-def mixed(xp, y, like, where, label_smoothing, w, count):
-    """`q` and `share` of Targets."""
-    q, share = y, None
-    if label_smoothing:
-        zero = xp.zeros_like(like)
-        share = (zero + 1 if where is None else xp.where(where, zero + 1, zero)) / count
-        q = (1 - label_smoothing) * q + label_smoothing * share
-    return q if w is None else q * w, share
 
 
 def row_losses(xp, t, logp_part, lse, z_loss, axis):

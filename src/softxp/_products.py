@@ -226,10 +226,7 @@ def tile_gradient(xp, g, state, f, bad, wanted, *, softcap, label_smoothing, z_l
     gz = xp.where(f == 0, xp.zeros_like(gz), f * gz)
     if bad is not None:
         gz = xp.where(bad, xp.zeros_like(gz) + F.NAN, gz)
-    divisor, frozen = F.divisor(xp, state.m, g.temperature)
-    frozen = (frozen & (state.m == state.m)) | (state.m == F.INF) | (state.m == -F.INF)
-    centre = xp.where(xp.isfinite(state.m), state.m, xp.zeros_like(state.m))
-    of = u, centre, divisor, frozen
+    of = u, *F.scale(xp, state.m, g.temperature)
     return F.from_scores(xp, gz, row_sum, wanted, z, softcap, (1,), g.where, g.temperature, compute, *of)
 
 

@@ -61,7 +61,7 @@ def of_pairs(xp, wanted, a, b, *, labels, classes, temperature, bias, chunk_size
     def of(carry, tile):
         total, by_t, by_shift, by_b = carry
         s = F.cast(xp, P.logits(xp, tile), compute) / t
-        pair = tile.labels == (tile.classes() if callable(tile.classes) else tile.classes)
+        pair = tile.labels == tile.classes
         z = xp.where(pair, -s - shift, s + shift)  # how much the answer is wrong
         e = xp.exp(-xp.abs(z))
         total = total + F.total(xp, xp.maximum(z, xp.zeros_like(z)) + xp.log1p(e), (0, 1)) / n

@@ -87,7 +87,7 @@ class _Call:
     def y(self) -> Any:
         return self.backend.lifted[self.op.name](self.values)
 
-    @property
+    @cached_property
     def answer(self) -> Any:
         """What the caller gets."""
         of = self.op.answer
