@@ -230,6 +230,18 @@ def test_corners_of_sparse_losses():
         softxp.entmax_loss(X, LABELS, alpha=0.5)
 
 
+@pytest.mark.parametrize("kernels", [True, False])
+def test_labels_whose_share_is_too_small_for_its_dtype(kernels):
+    """Up to about alpha 1.1 a label far below the others has a share, of less than the smallest number."""
+    softxp.use_kernels(kernels)
+    try:
+        for alpha in (1.0, 1.0001, 1.001):
+            for a in (alpha, np.asarray(alpha)):
+                close(softxp.entmax_loss(np.asarray([[2000.0, 0.0]]), np.asarray([1]), alpha=a), 2000.0)
+    finally:
+        softxp.use_kernels(True)
+
+
 def test_smoothing_and_weights_of_sparse_losses():
     where, s = np.arange(13) != 3, np.asarray([1.0, 0.5, 3.0, 0.0, 2.0])
     one_hot = np.eye(13)[LABELS % 13] * (LABELS >= 0)[:, None]

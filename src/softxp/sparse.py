@@ -75,18 +75,28 @@ def deformed_log(xp, p, s):
     return xp.where(s == 0, log, xp.expm1(s * log) / xp.where(s == 0, xp.ones_like(s), s))
 
 
-def deformed_exp(xp, u, s):
-    """(1 + s u)₊^(1/s), exp u at s = 0."""
+NEAR = (
+    1 / 16
+)  # up to this s, exp_s is computed about 1; beyond, about the edge of the support, where 1 + s u would cancel
+
+
+def deformed_exp(xp, d, v, s):
+    """exp_s(d - c), given c where s is near 0, and 1 - s c elsewhere."""
     if is_number(s) and s == 0:
-        return xp.exp(u)
-    some = s if is_number(s) else xp.where(s == 0, xp.ones_like(s), s)
-    y = some * u
-    alive = y > -1
-    y = xp.where(alive, y, xp.zeros_like(y))
-    near = xp.maximum(y, xp.full_like(y, -0.25))  # beyond, some libraries' log1p is off by a hundred ulp
-    log = xp.where(y == near, xp.log1p(near), xp.log(1 + y))
-    e = xp.where(alive, xp.exp(log / some), xp.zeros_like(y))
-    return e if is_number(s) else xp.where(s == 0, xp.exp(u), e)
+        return xp.exp(d - v)
+    near = s < NEAR
+    if is_number(s):
+        y, some = s * (d - v), s
+        o, short = (1 + y, y - ((1 + y) - 1)) if near else (s * d + v, 0)
+    else:
+        zero = xp.zeros_like(s)
+        some, y = xp.where(s == 0, zero + 1, s), xp.where(near, s, zero) * (d - v)
+        o = xp.where(near, 1 + y, s * d + v)
+        short = xp.where(near, y - (o - 1), zero)
+    alive = o > 0
+    o = xp.where(alive, o, xp.ones_like(o))
+    e = xp.where(alive, xp.exp((xp.log(o) + short / o) / some), xp.zeros_like(o))
+    return e if is_number(s) else xp.where(s == 0, xp.exp(xp.minimum(d - v, xp.zeros_like(d))), e)
 
 
 def by_halving(xp, d, s, axis):
@@ -96,19 +106,22 @@ def by_halving(xp, d, s, axis):
     for many halvings. Beyond, its slope is infinite where an entry leaves, and halving alone is safe.
     """
     zero = xp.zeros_like(F.row_max(xp, d, axis))
+    near = zero < 1 if is_number(s) and s < NEAR else zero > 1 if is_number(s) else s < NEAR
     n = F.total(xp, F.cast(xp, d > -INF, d.dtype), axis)
-    c, high = zero, -deformed_log(xp, 1 / xp.maximum(n, zero + 1), s) + zero
+    n = xp.maximum(n, zero + 1)
+    v, end = xp.where(near, zero, zero + 1), xp.where(near, -deformed_log(xp, 1 / n, s), xp.exp(-s * xp.log(n)))
+    unit = xp.where(near, zero + 1, zero - s)  # of v, in c
     d = xp.where(d > -INF, d, xp.full_like(d, -1e30))
     wide, convex = d.dtype == xp.float64, is_number(s) and s <= 1
     for _ in range(12 if convex else 54 if wide else 26):
-        middle = (c + high) / 2
-        more = F.total(xp, deformed_exp(xp, d - middle, s), axis) > 1
-        c, high = xp.where(more, middle, c), xp.where(more, high, middle)
+        middle = v + (end - v) / 2
+        more = F.total(xp, deformed_exp(xp, d, middle, s), axis) > 1
+        v, end = xp.where(more, middle, v), xp.where(more, end, middle)
     for _ in range(8 if convex and wide else 6 if convex else 1):
-        p = deformed_exp(xp, d - c, s)
+        p = deformed_exp(xp, d, v, s)
         w = F.total(xp, support_weights(xp, p, 1 + s), axis)  # -∂Σp/∂c
-        c = c + (F.total(xp, p, axis) - 1) / xp.where(w > 0, w, zero + 1)
-    return deformed_exp(xp, d - c, s)
+        v = v + unit * (F.total(xp, p, axis) - 1) / xp.where(w > 0, w, zero + 1)
+    return deformed_exp(xp, d, v, s)
 
 
 def entmax_forward(xp, x, *, alpha, axis, where=None, temperature=1.0, dtype, compute):
@@ -222,8 +235,8 @@ def power(xp, log, alpha):
     return xp.exp(log * alpha)
 
 
-def bregman(xp, y, p, alpha):
-    """φ(y) - φ(p) - φ'(p) (y - p), at least 0. NaN of p stays."""
+def bregman(xp, y, p, h, alpha):
+    """φ(y) - φ(p) - φ'(p) (y - p), at least 0. NaN of p stays. `h`: see `height`."""
     if is_number(alpha) and alpha == 2:
         return (y - p) * (y - p) / 2
     if is_number(alpha) and alpha == 1.5:
@@ -247,9 +260,11 @@ def bregman(xp, y, p, alpha):
         of_y * (halfway(xp, up, s) - halfway(xp, up, alpha)),
         of_p * (halfway(xp, down, alpha) - xp.exp(-down) * halfway(xp, down, s)),
     )
-    # 1/s is without end at s = 0, where p is 0 for what takes no part alone: its slack says so
+    # a p of 0 that lies above the edge is too small for its dtype; 1/s is without end at s = 0, where there is no edge
     some = alpha * (s if is_number(s) and s else 1.0 if is_number(s) else xp.where(s == 0, xp.ones_like(s), s))
-    out = xp.where(both, xp.where(near, close, far), xp.where(y > 0, of_y / some, of_p / alpha))
+    tiny = xp.maximum(h, xp.full_like(h, -1e30)) * s > 2.0**-10 - 1
+    alone = xp.where(tiny, y * ((deformed_log(xp, xp.where(y > 0, y, one), s) - 1) / alpha - h), of_y / some)
+    out = xp.where(both, xp.where(near, close, far), xp.where(y > 0, alone, of_p / alpha))
     return xp.where(p == p, out, p)
 
 
@@ -293,7 +308,7 @@ def sparse_rows(
     )  # fmt: skip
     h = height(xp, p, d, alpha, axis)
     below = xp.where(t.q == 0, xp.zeros_like(h), t.q * slack(xp, h, excess(xp, alpha, compute)))
-    loss = F.total(xp, bregman(xp, t.q, p, alpha) + below, axis)
+    loss = F.total(xp, bregman(xp, t.q, p, h, alpha) + below, axis)
     return SparseRows(t, F.row_losses(xp, t, loss, None, 0.0, axis), p, h)
 
 
