@@ -170,6 +170,54 @@ def test_losses_agree_with_the_formula(seed):
         np.testing.assert_array_equal(np.asarray(g3, np.float64), g)
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_sparse_maps_and_losses_agree_with_the_formula(seed):
+    dtype, x, axis, options, rng = draw(seed)
+    alpha = float(rng.choice([1.0, 1.001, 1.25, 1.5, 1.9, 2.0, 2.5]))
+    fn = softxp.sparsemax if alpha == 2 and seed % 2 else lambda x, **how: softxp.entmax(x, alpha=alpha, **how)
+    agree_near = dict(rtol=64 * EPS[dtype], atol=16 * EPS[dtype])
+    if dtype in ("float16", "float32"):  # as the losses' formulas ask for it
+        options["dtype"] = np.float64
+        got, want = fn(x, axis=axis, **options), formula(lambda: fn(x, axis=axis, **options))
+        assert got.dtype == want.dtype == np.float64
+        np.testing.assert_allclose(got, want, rtol=1e-12 if dtype == "float32" else 1e-5, atol=1e-6)
+        del options["dtype"]
+    got, want = (np.asarray(f(lambda: fn(x, axis=axis, **options)), np.float64) for f in (lambda g: g(), formula))
+    np.testing.assert_allclose(got, want, **agree_near)
+    ct = rng.normal(size=x.shape).astype(x.dtype)
+
+    def pulled():
+        return np.asarray(softxp.vjp(softxp.entmax, x, alpha=alpha, axis=axis, **options)[1](ct)[0], np.float64)
+
+    steep = 1 if alpha <= 2 else 256  # a share near 0 has a weight near infinity
+    np.testing.assert_allclose(pulled(), formula(pulled), rtol=256 * steep * EPS[dtype], atol=64 * steep * EPS[dtype])
+    labels = rng.integers(0, x.shape[axis], np.delete(x.shape, axis))
+    labels = np.where(rng.random(labels.shape) < 0.2, -100, labels)
+    if rng.random() < 0.3:
+        options["sample_weight"] = (rng.random(labels.shape) < 0.8).astype(x.dtype)
+    for how in (dict(reduction="none"), dict(reduction="mean")):
+
+        def both(how=how):
+            y, pullback = softxp.vjp(softxp.entmax_loss, x, labels, alpha=alpha, axis=axis, **options, **how)
+            return np.asarray(y, np.float64), np.asarray(pullback(np.ones_like(y))[0], np.float64)
+
+        for a, b in zip(both(), formula(both), strict=True):
+            np.testing.assert_allclose(a, b, rtol=64 * EPS[dtype], atol=32 * EPS[dtype])
+    y, g = softxp.value_and_grad(softxp.entmax_loss)(x, labels, alpha=alpha, axis=axis, **options)
+    np.testing.assert_array_equal(np.asarray(y, np.float64), both()[0])
+    np.testing.assert_array_equal(np.asarray(g, np.float64), both()[1])
+
+
+@pytest.mark.parametrize("alpha", [1.25, 1.5, 2.0, 3.0])
+def test_thresholds_where_newton_is_slow_or_far(alpha):
+    """Numbers that leave the support one after the other; equal ones; one far above; very many."""
+    rows = [-(2.0 ** -np.arange(60.0)), np.zeros(60), np.linspace(-3, 0, 60), np.where(np.arange(60) == 7, 0.0, -0.999)]
+    for x in (np.stack(rows), np.zeros((2, 50_257)), np.log(np.arange(1, 50_258))[None]):
+        p = softxp.entmax(x, alpha=alpha)
+        np.testing.assert_allclose(p.sum(-1), 1, rtol=1e-13)
+        np.testing.assert_allclose(p, formula(lambda x=x: softxp.entmax(x, alpha=alpha)), rtol=1e-10, atol=1e-15)
+
+
 @pytest.mark.parametrize("name", DTYPES)
 def test_states_agree_with_the_formula(name):
     x = (np.random.default_rng(0).normal(size=(7, 3001)) * 5).astype(DTYPES[name])
@@ -306,14 +354,19 @@ def test_the_kernels_serve_what_they_are_for(monkeypatch):
     softxp.vjp(softxp.logsumexp, x, axis=1)[1](np.ones(40))
     softxp.cross_entropy(x, labels, label_smoothing=0.1)
     LogSumExp.from_array(x)
+    softxp.vjp(softxp.sparsemax, x)[1](x)
+    softxp.entmax(x, alpha=1.0)
+    softxp.value_and_grad(softxp.entmax_loss)(x, labels)
     assert seen == [
         "softmax", "log_softmax", "row_states", "cross_entropy", "cross_entropy", "softmax", "softmax_pullback",
-        "row_states", "softmax", "soft_cross_entropy", "row_states",
+        "row_states", "softmax", "soft_cross_entropy", "row_states", "entmax", "entmax_pullback", "softmax", "entmax_loss",
     ]  # fmt: skip
     seen.clear()
     formula(lambda: softxp.softmax(x))
     softxp.logsumexp(x, axis=1, b=x)
     softxp.softmax(x, dtype=np.float64)
+    softxp.entmax(x, alpha=np.full((40, 1), 1.5))
+    softxp.entmax_loss(x, labels, label_smoothing=0.1)
     assert not seen
 
 

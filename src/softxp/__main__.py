@@ -60,11 +60,13 @@ def main() -> int:
     print("\nWhich road each function takes (an earlier one may hand a call on to the next)\n")
     for label, (_, x) in arrays.items():
         backend = find(x)
-        special = {n: k.__doc__ for n, k in backend.kernels.items() if backend.serves(n, x)}
-        for name, road in special.items():
-            print(f"  {label:18} {name}: {road}; then {backend.road}")
-        rest = ", ".join(sorted(fn.__name__ for fn in OP_OF if fn.__name__ not in special))
-        print(f"  {label:18} {rest}: {backend.road}")
+        together: dict[str, list[str]] = {}
+        for name in sorted(fn.__name__ for fn in OP_OF):
+            first = backend.kernels[name].__doc__ if name in backend.kernels and backend.serves(name, x) else None
+            road = "; then ".join(part for part in (first, backend.roads.get(name), backend.road) if part)
+            together.setdefault(road, []).append(name)
+        for road, names in together.items():
+            print(f"  {label:18} {', '.join(names)}: {road}")
 
     print("\nDo they agree? Difference from the truth, relative, in float32\n")
     print(_line("library", *TRUTH))

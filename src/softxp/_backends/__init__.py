@@ -60,6 +60,7 @@ class Backend:
     uniform: Any = None
     guard: Callable[[Any], Any] = lambda fn: fn  # decorator under which a formula runs
     road: str = "formula"  # what the doctor says of it
+    roads: Mapping[str, str] = field(default_factory=dict)  # and of functions that take another road first
     serves: Callable[[str, Any], bool] = lambda name, x: True  # may the kernel of that name serve x's device?
     lifted: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)
 

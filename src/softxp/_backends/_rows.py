@@ -45,6 +45,7 @@ class Host:
     back: Callable[[Any, Any], Any]  # (such an array over new memory, dtype) -> array of the library
     numbers: Callable[[Any], Any]  # array -> numpy array of float64, a copy or not
     cast: Callable[[Any, Any], Any]  # (numpy array of float64, dtype) -> array of the library
+    double: Any  # the library's float64
     threads: Callable[[], int] = _threads.num_threads
 
 
@@ -80,7 +81,7 @@ class Rows:
         self.outer, self.n, self.inner = (
             prod(shape[: self.first]), prod(shape[self.first : self.last]), prod(shape[self.last :])
         )  # fmt: skip
-        self.g, self.f = np.zeros(_memory.SLOTS, np.int64), np.zeros(4)
+        self.g, self.f = np.zeros(_memory.SLOTS, np.int64), np.zeros(_memory.NUMBERS)
         self.g[_memory.INNER], self.g[_memory.N] = self.inner, self.n
         self.held: list[Any] = []  # what the addresses in g point to
 
@@ -209,9 +210,10 @@ def companion(rows: Rows, host: Host, slot: int, a: Any) -> bool:
     return raw is not None and raw.dtype == rows.held[0].dtype and rows.view(slot, raw)
 
 
-def answer(rows: Rows) -> Any:
-    """New memory in the order of x."""
-    y = np.empty_like(rows.held[0], subok=False)
+def answer(rows: Rows, wide: bool = False) -> Any:
+    """New memory in the order of x, float64 if it is to be `wide`."""
+    y = np.empty_like(rows.held[0], np.float64 if wide else None, subok=False)
+    rows.g[_memory.WIDE] = wide
     if not rows.view(_memory.Y, y):  # x overlaps itself
         y = np.empty(y.shape, y.dtype)
         rows.view(_memory.Y, y)
@@ -239,6 +241,30 @@ def _map(host: Host, kernel: str, x: Any, axis: Any, where: Any, temperature: An
         return NotImplemented
     y = answer(rows)
     rows.run(getattr(_kernels, kernel), host.threads())
+    return host.back(y, dtype)
+
+
+def sparse_rows(host: Host, x: Any, alpha: float, axis: Any, where: Any, temperature: Any) -> Any:
+    rows = begin(host, x, axis, where, temperature)
+    if rows is None or not rows.whole():
+        return None
+    rows.f[_memory.ALPHA] = alpha
+    return rows
+
+
+def _entmax(
+    host: Host, x: Any, *, alpha: Any, axis: Any, where: Any = None, temperature: Any = 1.0, dtype: Any, compute: Any
+) -> Any:
+    if not isinstance(alpha, float):
+        return NotImplemented
+    if alpha == 1.0:
+        return _map(host, "softmax", x, axis, where, temperature, dtype)
+    wide = dtype != x.dtype
+    rows = sparse_rows(host, x, alpha, axis, where, temperature) if not wide or dtype == host.double else None
+    if rows is None:
+        return NotImplemented
+    y = answer(rows, wide)
+    rows.run(_kernels.entmax, host.threads(), split=False)
     return host.back(y, dtype)
 
 
@@ -299,6 +325,27 @@ def _pull_map(kernel: str) -> Callable[..., Any]:
     return pull
 
 
+def _pull_entmax(
+    host: Host, ct: Any, y: Any, wanted: Any, x: Any, *, alpha: Any, axis: Any, where: Any = None, temperature: Any = 1.0,
+    dtype: Any, compute: Any,
+) -> Any:  # fmt: skip
+    if not isinstance(alpha, float):
+        return NotImplemented
+    if alpha == 1.0:
+        how = dict(axis=axis, where=where, temperature=temperature, dtype=dtype, compute=compute)
+        return PULLBACK["softmax"](host, ct, y, wanted, x, **how)
+    rows = None
+    if wanted == ("x",) and dtype == x.dtype:
+        rows = sparse_rows(host, x, alpha, axis, where, temperature)
+    if rows is None or not companion(rows, host, _memory.V, ct):
+        return NotImplemented
+    if rows.kind.itemsize > 2 and not companion(rows, host, _memory.P, y):
+        return NotImplemented
+    gradient = answer(rows)
+    rows.run(_kernels.entmax_pullback, host.threads(), split=False)
+    return {"x": host.back(gradient, x.dtype)}
+
+
 def _pull_logsumexp(
     host: Host, ct: Any, y: Any, wanted: Any, x: Any, *, axis: Any, where: Any = None, keepdims: bool, b: Any = None,
     return_sign: bool = False, dtype: Any, compute: Any,
@@ -315,23 +362,28 @@ def _pull_logsumexp(
     return {"x": host.back(gradient, x.dtype)}
 
 
-# --- cross-entropy: a kernel gives each row's loss; what the rows come to is the formula's -----------------------------
+# --- losses: a kernel gives each row's; what the rows come to is the formula's -------------------------------------------
 
 
 class Loss:
-    """One call of cross_entropy: its rows, and the formula's `Targets` for them."""
+    """One call of cross_entropy, or of entmax_loss: its rows, and the formula's `Targets` for them."""
 
-    def __init__(self, host: Host, rows: Rows, targets: F.Targets, how: dict[str, Any], soft: bool) -> None:
-        self.host, self.rows, self.t, self.how, self.soft = host, rows, targets, how, soft
+    def __init__(self, host: Host, rows: Rows, targets: F.Targets, how: dict[str, Any], kernel: Any) -> None:
+        self.host, self.rows, self.t, self.how, self.kernel = host, rows, targets, how, kernel
 
     @classmethod
     def begin(
         cls, host: Host, x: Any, labels: Any, *, axis: Any, classes: Any, where: Any, temperature: Any,
-        label_smoothing: float, class_weight: Any, sample_weight: Any, ignore_index: Any, z_loss: float, softcap: Any,
-        reduction: str, normalizer: Any, dtype: Any, compute: Any,
+        label_smoothing: float, class_weight: Any = None, sample_weight: Any, ignore_index: Any, z_loss: float = 0.0,
+        softcap: Any = None, alpha: Any = None, reduction: str, normalizer: Any, dtype: Any, compute: Any,
     ) -> Any:  # fmt: skip
-        rows = begin(host, x, axis, where, temperature) if dtype == x.dtype else None
-        soft = classes is None or label_smoothing != 0
+        rows, soft = None, classes is None or label_smoothing != 0
+        if dtype != x.dtype:
+            return None
+        if alpha is None or (alpha.__class__ is float and alpha == 1.0 and not soft):
+            rows = begin(host, x, axis, where, temperature)
+        elif alpha.__class__ is float and not soft:
+            rows = sparse_rows(host, x, alpha, axis, where, temperature)
         given = [
             a for a in (labels, class_weight, sample_weight, normalizer) if a is not None and not isinstance(a, float)
         ]
@@ -370,7 +422,8 @@ class Loss:
             normalizer = host.numbers(normalizer)
         targets = F.Targets(None, None, w, None, weight, s, None, weightless, dropped)
         how = dict(normalizer=normalizer, reduction=reduction, axis=axis)
-        return cls(host, rows, targets, how, soft)
+        kernel = _kernels.soft_cross_entropy if soft else _kernels.cross_entropy
+        return cls(host, rows, targets, how, kernel if alpha in (None, 1.0) else _kernels.entmax_loss)
 
     def losses(self, factor: Any = None) -> tuple[Any, Any]:
         """All rows' losses; with `factor`, one for each row, their gradient too."""
@@ -378,9 +431,7 @@ class Loss:
         if factor is not None:
             rows.vector(_memory.FACTOR, factor)
             gradient = answer(rows)
-        rows.run(
-            _kernels.soft_cross_entropy if self.soft else _kernels.cross_entropy, self.host.threads(), not self.soft
-        )
+        rows.run(self.kernel, self.host.threads(), split=self.kernel is _kernels.cross_entropy)
         return loss.reshape(rows.row_shape), gradient
 
     def reduced(self, loss: Any) -> tuple[Any, Any, Any]:
@@ -397,21 +448,21 @@ class Loss:
         return self.losses(alpha if t.s is None else alpha * t.s)
 
 
-def _cross_entropy(host: Host, x: Any, labels: Any, **options: Any) -> Any:
+def _loss(host: Host, x: Any, labels: Any, **options: Any) -> Any:
     loss = Loss.begin(host, x, labels, **options)
     if loss is None:
         return NotImplemented
     return host.cast(loss.reduced(loss.losses()[0])[0], options["dtype"])
 
 
-def _pull_cross_entropy(host: Host, ct: Any, y: Any, wanted: Any, x: Any, labels: Any, **options: Any) -> Any:
+def _pull_loss(host: Host, ct: Any, y: Any, wanted: Any, x: Any, labels: Any, **options: Any) -> Any:
     loss = Loss.begin(host, x, labels, **options) if wanted == ("x",) and host.raw(ct) is not None else None
     if loss is None:
         return NotImplemented
     return {"x": host.back(loss.with_gradient(host.numbers(ct))[1], x.dtype)}
 
 
-def _sweep_cross_entropy(host: Host, x: Any, labels: Any, **options: Any) -> Any:
+def _sweep_loss(host: Host, x: Any, labels: Any, **options: Any) -> Any:
     """The value, one number, and its gradient by the logits."""
     loss = Loss.begin(host, x, labels, **options) if options["reduction"] != "none" else None
     if loss is None:
@@ -420,13 +471,17 @@ def _sweep_cross_entropy(host: Host, x: Any, labels: Any, **options: Any) -> Any
     return host.cast(loss.reduced(losses)[0], options["dtype"]), host.back(gradient, x.dtype)
 
 
+_LOSSES = "cross_entropy", "sparsemax_loss", "entmax_loss"
 FORWARD = {
-    "softmax": _softmax, "log_softmax": _log_softmax, "logsumexp": quiet(_logsumexp), "cross_entropy": quiet(_cross_entropy)
+    "softmax": _softmax, "log_softmax": _log_softmax, "logsumexp": quiet(_logsumexp), "sparsemax": quiet(_entmax),
+    "entmax": quiet(_entmax), **dict.fromkeys(_LOSSES, quiet(_loss)),
 }  # fmt: skip
 PULLBACK = {
     "softmax": quiet(_pull_map("softmax_pullback")),
     "log_softmax": quiet(_pull_map("log_softmax_pullback")),
     "logsumexp": quiet(_pull_logsumexp),
-    "cross_entropy": quiet(_pull_cross_entropy),
+    "sparsemax": quiet(_pull_entmax),
+    "entmax": quiet(_pull_entmax),
+    **dict.fromkeys(_LOSSES, quiet(_pull_loss)),
 }
-SWEEP = {"cross_entropy": quiet(_sweep_cross_entropy)}
+SWEEP = dict.fromkeys(_LOSSES, quiet(_sweep_loss))

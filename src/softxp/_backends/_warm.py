@@ -45,7 +45,7 @@ def warmup(*dtypes: str, progress: bool = True) -> int:
     Examples
     --------
     >>> import softxp
-    >>> softxp.warmup("float32", progress=False) in (0, 11)
+    >>> softxp.warmup("float32", progress=False) in (0, 14)
     True
     """
     try:

@@ -37,6 +37,7 @@ HOST = _rows.Host(
     back=lambda a, dtype: a.view(dtype),
     numbers=lambda a: np.asarray(a).astype(np.float64),
     cast=lambda a, dtype: np.asarray(a).astype(dtype),
+    double=_f64,
 )
 
 
@@ -118,7 +119,8 @@ BACKEND = Backend(
     rows=lambda x: True,
     sweeps={name: partial(sweep, HOST) for name, sweep in _rows.SWEEP.items()},
     state=partial(_rows.state, HOST),
-    road="row kernels with Numba; then the formula, in tiles",
+    road="formula, of large arrays in tiles",
+    roads=dict.fromkeys(_rows.FORWARD, "row kernels with Numba"),
     double=lambda x: True,
     look=lambda condition: bool(np.any(condition)),
     adopt=np.asarray,

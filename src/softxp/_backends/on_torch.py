@@ -109,6 +109,7 @@ else:
         back=_back,
         numbers=lambda t: t.detach().double().numpy(),
         cast=lambda a, dtype: torch.from_numpy(np.asarray(a)).to(dtype),
+        double=torch.float64,
         threads=_threads_of_torch,
     )
     FORWARD, PULLBACK, SWEEP = _rows.FORWARD, _rows.PULLBACK, _rows.SWEEP
@@ -416,7 +417,8 @@ BACKEND = Backend(
     state=_state,
     rows=lambda x: x.is_cpu and not _compiling(),
     serves=lambda name, x: x.is_cpu,
-    road="row kernels with Numba on the CPU; then the formula; lifted into autograd",
+    road="formula, lifted into autograd",
+    roads=dict.fromkeys(FORWARD, "row kernels with Numba on the CPU"),
     double=lambda x: x.device.type == "cpu",
     look=_look,
     device=lambda x: x.device,

@@ -24,10 +24,12 @@ TEMPERATURE, LABEL, FACTOR, LOSS, M, R, OUT_M, OUT_R = 20, 21, 22, 23, 24, 25, 2
 CLASS_WEIGHT = 28  # of classes, float64
 WEIGHTS = 29  # of tiles, float64, beside M and R: the exps are in the answer already
 INNER, N, WAITS = 30, 31, 32  # rows in one outer row; numbers in a row; may exps wait in the answer for their factor?
-SLOTS = 33
+WIDE = 33  # is the answer float64, whatever the input?
+SLOTS = 34
 
 # f
-T, CAP, SMOOTHING, Z_LOSS = 0, 1, 2, 3
+T, CAP, SMOOTHING, Z_LOSS, ALPHA = 0, 1, 2, 3, 4
+NUMBERS = 5
 
 
 @inlined

@@ -1,4 +1,4 @@
-"""The kernels: the state, softmax, log_softmax, their pullbacks, and those of losses.py. Nothing here holds the GIL.
+"""The kernels: the state, softmax, log_softmax, their pullbacks; losses.py and sparse.py hold more. None holds the GIL.
 
 A row is read in tiles of 1024 numbers, in the arithmetic of its *kind* (arithmetic.py). Each tile's exps are taken from its
 own maximum; the tiles' states are joined in their order, and each tile is finished by one factor. So the bits of a row
@@ -15,7 +15,7 @@ from numba import types
 from ._numba import KERNELS, apart, at, called, inlined, kernel, past, put, take
 from .arithmetic import BFLOAT, DOUBLE, EXACT, HALF, SINGLE, far, number
 from .block import block, exps_of, frozen, hand_over, home, mask_rows, scratch, settle, share, states, times_rows
-from .losses import cross_entropy, row_weights, soft_cross_entropy  # noqa: F401, the other kernels
+from .losses import cross_entropy, row_weights, soft_cross_entropy  # noqa: F401, other kernels
 from .memory import (
     FACTOR,
     LANES,
@@ -42,6 +42,7 @@ from .memory import (
     turn_out,
     write,
 )
+from .sparse import entmax, entmax_loss, entmax_pullback  # noqa: F401, and more
 from .tiles import (
     corners,
     distance,
