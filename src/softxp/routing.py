@@ -193,48 +193,24 @@ def router_z_loss_forward(
     return F.cast(xp, F.reduce_rows(xp, t, lse * lse, normalizer, reduction, axis)[0], dtype)
 
 
-def router_z_loss_vjp(
-    call, xp, ct, y, wanted, x, *, axis, where=None, sample_weight=None, reduction, normalizer=None, dtype, compute
-):  # fmt: skip
+def router_z_parts(call, xp, x, *, axis, where, sample_weight, compute, **values):
+    """∂lse²/∂x = 2 lse softmax(x); and the values of the call as a loss has them."""
     lse, where, w = squares(xp, call, x, axis, where, sample_weight, compute)
-    _, a, norm = F.reduce_rows(xp, row_targets(xp, w, sample_weight, compute), lse * lse, normalizer, reduction, axis)
-    ct = F.cast(xp, ct, compute)
-    row = F.row_cotangent(xp, ct, norm, reduction, axis)
-    out = {}
-    if "x" in wanted:
-        how = dict(axis=axis, where=where, keepdims=True, dtype=compute, compute=compute)
-        out.update(F.logsumexp_vjp(call, xp, 2 * row * w * lse, None, {"x"}, x, **how))
-    if "sample_weight" in wanted:
-        gs = row * (lse * lse if reduction != "mean" or normalizer is not None else lse * lse - a / norm)
-        out["sample_weight"] = F.sum_like(xp, xp.where(w == 0, xp.zeros_like(gs), gs), sample_weight)
-    if "normalizer" in wanted:
-        out["normalizer"] = F.sum_like(xp, -ct * F.drop(xp, a / norm / norm, tuple(range(x.ndim))), normalizer)
-    return out
+    p = call("softmax", x=x, axis=axis, where=where, dtype=compute, compute=compute)
+    values.update(x=x, axis=axis, where=where, sample_weight=sample_weight, compute=compute)
+    slope = F.Slope("x", 2 * lse * p, 1.0, 2 * lse)
+    t = row_targets(xp, w, sample_weight, compute)
+    return F.parts_of(xp, t, lse * lse, (slope,), {}, **values), values
 
 
-def router_z_loss_jvp(
-    call, xp, y, tangents, x, *, axis, where=None, sample_weight=None, reduction, normalizer=None, dtype, compute
-):  # fmt: skip
-    lse, where, w = squares(xp, call, x, axis, where, sample_weight, compute)
-    _, a, norm = F.reduce_rows(xp, row_targets(xp, w, sample_weight, compute), lse * lse, normalizer, reduction, axis)
-    d = xp.zeros_like(lse)
-    if "x" in tangents:
-        how = dict(axis=axis, where=where, keepdims=True, dtype=compute, compute=compute)
-        d = d + 2 * w * lse * F.logsumexp_jvp(call, xp, None, {"x": tangents["x"]}, x, **how)
-    if "sample_weight" in tangents:
-        ds = F.cast(xp, tangents["sample_weight"], compute)
-        d = d + xp.where(w == 0, xp.zeros_like(w), ds) * (
-            lse * lse if reduction != "mean" or normalizer is not None else lse * lse - a / norm
-        )
-    if reduction == "none":
-        return F.cast(xp, F.drop(xp, d, axis), dtype)
-    everything = tuple(range(x.ndim))
-    d = F.total(xp, d, everything)
-    if reduction == "mean":
-        d = d / norm
-        if "normalizer" in tangents:
-            d = d - a / norm / norm * xp.reshape(F.cast(xp, tangents["normalizer"], compute), d.shape)
-    return F.cast(xp, F.drop(xp, d, everything), dtype)
+def router_z_loss_vjp(call, xp, ct, y, wanted, x, **values):
+    parts, values = router_z_parts(call, xp, x, **values)
+    return F.loss_vjp(xp, ct, parts, wanted, values)
+
+
+def router_z_loss_jvp(call, xp, y, tangents, x, **values):
+    parts, values = router_z_parts(call, xp, x, **values)
+    return F.loss_jvp(xp, parts, tangents, values)
 
 
 # --- topk_softmax ----------------------------------------------------------------------------------------------------

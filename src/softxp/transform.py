@@ -33,8 +33,9 @@ class _Call:
         self.backend: Backend = find(arrays[0])
         self.values = op.prepare(self.backend, *bound.arguments.values())
         self.given = bound.arguments  # the rules see weights laid out beside rows
-        # the positional arrays as the rules name them; integer labels have no derivative
+        # the positional arrays as the rules name them, None for integer labels: they have no derivative
         self.names = [n if self.moves(n) else None for n in op.arrays[: len(arrays)]]
+        self.positions = {public: i for i, public in enumerate(list(bound.arguments)[: len(arrays)])}
 
     def moves(self, name: str) -> bool:
         value: Any = self.values.get(name)
@@ -45,13 +46,14 @@ class _Call:
         out = []
         for a in argnums if isinstance(argnums, tuple) else (argnums,):
             try:
-                name = a if isinstance(a, str) else self.names[a]
+                i = self.positions.get(a, a)
+                name = i if isinstance(i, str) else self.names[i]
             except (IndexError, TypeError):
                 raise ValueError(
-                    f"argnums must be a position of the {len(self.names)} positional arrays, the name of a keyword array, "
+                    f"argnums must be a position of the {len(self.names)} positional arrays, the name of an array, "
                     f"or a tuple of these, got {argnums!r}."
                 ) from None
-            if name is not None and name not in self.values:
+            if name is not None and (name not in self.values or (name == a and name not in self.given)):
                 raise ValueError(f"{self.op.name} has no argument {a!r} that an array may be; see its keywords.")
             if name is None or not self.moves(name):
                 raise TypeError(
@@ -219,7 +221,7 @@ def value_and_grad(fn: Callable[..., Any], /, *, argnums: Any = 0) -> Callable[.
     Parameters
     ----------
     fn : a function of softxp whose answer is one number, as cross_entropy's is.
-    argnums : by which array: a position among the positional arrays, or the name of a keyword array ("temperature"); a
+    argnums : by which array: a position among the positional arrays, or the name of any array ("logits", "temperature"); a
         tuple of them gives a tuple of gradients.
 
     Returns
