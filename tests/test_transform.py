@@ -99,7 +99,7 @@ def test_by_keyword_arrays_too():
     np.testing.assert_array_equal(by_q, softxp.vjp(softxp.attention, q, k, v, bias=bias)[1](np.ones_like(y))[0])
     with pytest.raises(ValueError, match="no argument 'bais'"):
         softxp.vjp(softxp.attention, q, k, v, argnums="bais")
-    loss, by_logits = softxp.value_and_grad(softxp.cross_entropy, argnums="logits")(X, np.asarray([0, 1, 2]))
+    _, by_logits = softxp.value_and_grad(softxp.cross_entropy, argnums="logits")(X, np.asarray([0, 1, 2]))
     np.testing.assert_array_equal(by_logits, softxp.value_and_grad(softxp.cross_entropy)(X, np.asarray([0, 1, 2]))[1])
     with pytest.raises(ValueError, match="no argument 'x'"):  # what its formula calls the logits
         softxp.value_and_grad(softxp.cross_entropy, argnums="x")(X, np.asarray([0, 1, 2]))
