@@ -32,7 +32,10 @@ demo: .venv-demo/installed
 examples: .venv/installed
 	@for name in $(EXAMPLES); do $(VENV)/python examples/$$name.py --out $(PICTURES)/$$name.svg $(ARGS) || exit 1; done
 
+# (each kernel is compiled once, not by each worker)
 test: .venv/installed
+	@printf '%s\n' float16 bfloat16 float32 float64 | xargs -P $(WORKERS) -n 1 \
+		$(VENV)/python -c "import sys, softxp; softxp.warmup(sys.argv[1], progress=False)"
 	$(VENV)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 accuracy: .venv/installed
@@ -77,7 +80,7 @@ clean:
 # The stamps: an environment is installed once, and again when pyproject.toml changes.
 
 .venv-demo/installed: pyproject.toml | .venv-demo/bin/python
-	@echo "installing softxp, numpy, numba, scikit-learn, rich and matplotlib into .venv-demo"
+	@echo "installing softxp, numpy, numba, scikit-learn, rich and matplotlib into .venv-demo (a minute or more)"
 	@$(DEMO)/python -m pip $(PIP) -e ".[numpy,cpu,demo]"
 	@touch $@
 

@@ -145,6 +145,22 @@ def plain():
         for name, ours, theirs in (
             ("sparsemax", "sparsemax(t)", "sparsemax(t)"),
             ("entmax, alpha 1.5", "entmax(t)", "entmax15(t)"),
+            ("entmax, alpha 1.25", "entmax(t, alpha=1.25)", "entmax_bisect(t, 1.25)"),
+        )
+    },
+    **{
+        f"{name} and gradient, rows × n": (
+            (4096, 1000), (64, 100), "x = normal(*sizes)\nt, labels = leaf(x), torch.arange(sizes[0]) % sizes[1]",
+            {
+                "softxp on torch": f"backward(softxp.{ours}(t, labels{more}), t)",
+                "entmax": f"backward(entmax.{theirs}.mean(), t)",
+                "softxp": f"value_and_grad(softxp.{ours})(x, labels.numpy(){more})",
+            },
+        )
+        for name, ours, more, theirs in (
+            ("sparsemax_loss", "sparsemax_loss", "", "sparsemax_loss(t, labels)"),
+            ("entmax_loss, alpha 1.5", "entmax_loss", "", "entmax15_loss(t, labels)"),
+            ("entmax_loss, alpha 1.25", "entmax_loss", ", alpha=1.25", "entmax_bisect_loss(t, labels, 1.25)"),
         )
     },
 }  # fmt: skip
@@ -172,7 +188,7 @@ def installed(call: str, space: dict[str, Any]) -> bool:
     names = {
         "torch": ("torch", "tf.", "leaf", "(t"),
         "jax": ("jax",),
-        "entmax": ("entmax.entmax", "entmax.sparsemax(t"),
+        "entmax": ("entmax.entmax", "entmax.sparsemax"),
     }
     return all(m in space or not any(n in call for n in hints) for m, hints in names.items())
 
