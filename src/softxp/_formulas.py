@@ -806,9 +806,11 @@ def pull_slopes(xp, slopes, f, dropped, wanted, values):
             names = names | {"temperature"}
         compute = values["compute"]
         x = cast(xp, values[each.name], compute)  # so that a sum of several is rounded once
-        got = to_inputs(
-            xp, gz, row_sum, names, x, each.softcap, values["axis"], values["where"], each.temperature, compute
-        )
+        how = each.softcap, values["axis"], values["where"], each.temperature, compute
+        u, centre, t, frozen = scores(xp, x, *how)
+        if dropped is not None and not isinstance(t, float):
+            t = xp.where(dropped, xp.ones_like(t), t)  # 0 / nan is nan
+        got = from_scores(xp, gz, row_sum, names, x, *how, u, centre, t, frozen)
         for name, g in got.items():
             name = each.name if name == "x" else name
             out[name] = out[name] + g if name in out else g
@@ -830,7 +832,8 @@ def push_slopes(xp, slopes, dropped, tangents, values):
         )
         still = still if dropped is None else still | dropped
         # masked before the product: transposed, 0 · NaN would come back
-        d = total(xp, xp.where(still, xp.zeros_like(each.gz), each.gz) * dz, axis) / divide_by
+        d = total(xp, xp.where(still, xp.zeros_like(each.gz), each.gz) * dz, axis)
+        d = d / (divide_by if isinstance(divide_by, float) else xp.where(still, xp.ones_like(d), divide_by))
         if each.row_sum is not None:
             d = d + xp.where(still, xp.zeros_like(shift), each.row_sum) * shift
         da = d if da is None else da + d

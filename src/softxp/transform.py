@@ -46,8 +46,8 @@ class _Call:
         out = []
         for a in argnums if isinstance(argnums, tuple) else (argnums,):
             try:
-                i = self.positions.get(a, a)
-                name = i if isinstance(i, str) else self.names[i]
+                at: Any = self.positions.get(a, a)
+                name = at if isinstance(at, str) else self.names[at]
             except (IndexError, TypeError):
                 raise ValueError(
                     f"argnums must be a position of the {len(self.names)} positional arrays, the name of an array, "
