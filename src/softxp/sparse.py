@@ -75,52 +75,53 @@ def deformed_log(xp, p, s):
     return xp.where(s == 0, log, xp.expm1(s * log) / xp.where(s == 0, xp.ones_like(s), s))
 
 
-NEAR = (
-    1 / 16
-)  # up to this s, exp_s is computed about 1; beyond, about the edge of the support, where 1 + s u would cancel
+NEAR = 1 / 16  # up to this s, exp_s is computed about 1; beyond, about the edge of the support: 1 + s u would cancel
 
 
 def deformed_exp(xp, d, v, s):
-    """exp_s(d - c), given c where s is near 0, and 1 - s c elsewhere."""
+    """exp_s(d - c), given c where s is near 0, and elsewhere the largest of them, (1 - s c)^(1/s)."""
     if is_number(s) and s == 0:
         return xp.exp(d - v)
-    near = s < NEAR
-    if is_number(s):
-        y, some = s * (d - v), s
-        o, short = (1 + y, y - ((1 + y) - 1)) if near else (s * d + v, 0)
-    else:
-        zero = xp.zeros_like(s)
-        some, y = xp.where(s == 0, zero + 1, s), xp.where(near, s, zero) * (d - v)
-        o = xp.where(near, 1 + y, s * d + v)
-        short = xp.where(near, y - (o - 1), zero)
+    near, zero = s < NEAR, xp.zeros_like(v)
+    some = s if is_number(s) else xp.where(s == 0, zero + 1, s)
+    o = short = None
+    if not is_number(s) or near:
+        y = (s if is_number(s) else xp.where(near, s, zero)) * (d - v)
+        o, short = 1 + y, y - ((1 + y) - 1)
+    if not is_number(s) or not near:
+        edge = s * d + xp.exp(s * xp.log(v if is_number(s) else xp.where(near, zero + 1, v)))
+        o, short = (edge, zero) if o is None else (xp.where(near, o, edge), xp.where(near, short, zero))
     alive = o > 0
     o = xp.where(alive, o, xp.ones_like(o))
     e = xp.where(alive, xp.exp((xp.log(o) + short / o) / some), xp.zeros_like(o))
-    return e if is_number(s) else xp.where(s == 0, xp.exp(xp.minimum(d - v, xp.zeros_like(d))), e)
+    if is_number(s):
+        return e if near else xp.where(d == 0, v, e)
+    e = xp.where((d == 0) & ~near, v, e)
+    return xp.where(s == 0, xp.exp(xp.minimum(d - v, xp.zeros_like(d))), e)
 
 
 def by_halving(xp, d, s, axis):
-    """exp_s(d - c). The largest p is at least 1/n, so c lies between 0 and -log_s(1/n).
+    """exp_s(d - c). The largest, q, is at least 1/n, so c lies between 0 and -log_s(1/n).
 
-    Up to s = 1 the sum of exp_s(d - c) is convex in c, and Newton's steps from below never pass the root: a few then stand
-    for many halvings. Beyond, its slope is infinite where an entry leaves, and halving alone is safe.
+    Up to s = 1 the sum of exp_s(d - c) is convex in c and in q, and Newton's steps from where it is above 1 never pass the
+    root: a few then stand for many halvings. Beyond, its slope is infinite where an entry leaves, and halving alone is safe.
     """
     zero = xp.zeros_like(F.row_max(xp, d, axis))
     near = zero < 1 if is_number(s) and s < NEAR else zero > 1 if is_number(s) else s < NEAR
     n = F.total(xp, F.cast(xp, d > -INF, d.dtype), axis)
     n = xp.maximum(n, zero + 1)
-    v, end = xp.where(near, zero, zero + 1), xp.where(near, -deformed_log(xp, 1 / n, s), xp.exp(-s * xp.log(n)))
-    unit = xp.where(near, zero + 1, zero - s)  # of v, in c
+    v, end = xp.where(near, zero, zero + 1), xp.where(near, -deformed_log(xp, 1 / n, s), 1 / n)
     d = xp.where(d > -INF, d, xp.full_like(d, -1e30))
     wide, convex = d.dtype == xp.float64, is_number(s) and s <= 1
     for _ in range(12 if convex else 54 if wide else 26):
-        middle = v + (end - v) / 2
+        middle = xp.where(near, (v + end) / 2, xp.sqrt(v * end))
         more = F.total(xp, deformed_exp(xp, d, middle, s), axis) > 1
         v, end = xp.where(more, middle, v), xp.where(more, end, middle)
     for _ in range(8 if convex and wide else 6 if convex else 1):
         p = deformed_exp(xp, d, v, s)
-        w = F.total(xp, support_weights(xp, p, 1 + s), axis)  # -∂Σp/∂c
-        v = v + unit * (F.total(xp, p, axis) - 1) / xp.where(w > 0, w, zero + 1)
+        over = F.total(xp, p, axis) - 1
+        slope = F.total(xp, support_weights(xp, p / xp.where(near, zero + 1, v), 1 + s), axis)  # -∂Σp/∂c, ∂Σp/∂q
+        v = v + xp.where(near, over, -over) / xp.where(slope > 0, slope, zero + 1)
     return deformed_exp(xp, d, v, s)
 
 
@@ -421,9 +422,10 @@ def sparsemax(x: Any, /, *, axis: Axis = -1, where: Any = None, temperature: Any
 
     Notes
     -----
-    Exact, by sorting. An entry's error is at most 8 ulp of the larger of |d| and |τ|, whose difference it is, and half an
-    ulp of its own. Derivative: v less its mean over the support there, 0 elsewhere; where an entry sits on the edge of the
-    support, that of the entry without a share. Rows with a +inf and rows at temperature 0 or inf have derivative 0.
+    Exact: by sorting, or by steps that end. An entry's error is at most 8 ulp of the larger of |d| and |τ|, whose difference
+    it is, and half an ulp of its own. Derivative: v less its mean over the support there, 0 elsewhere; where an entry sits
+    on the edge of the support, that of the entry without a share. Rows with a +inf and rows at temperature 0 or inf have
+    derivative 0.
 
     Source: Martins & Astudillo 2016, arXiv:1602.02068.
 
@@ -467,8 +469,9 @@ def entmax(
 
     Notes
     -----
-    The numbers 1, 1.5 and 2 are exact (softmax; sorting); others, and arrays, are found by halving and Newton's method.
-    Error as sparsemax, times p^(2 - alpha): beyond 2, entries near the edge of the support rise steeply. Derivative:
+    The numbers 1, 1.5 and 2 are exact (softmax; as sparsemax); others, and arrays, are found by halving and Newton's method.
+    Error as sparsemax, times p^(2 - alpha): beyond 2, entries near the edge of the support rise steeply, and beyond about 4
+    a row whose mass lies at that edge may sum to less than 1, for no number of its dtype is the threshold. Derivative:
     w (v - Σ w v / Σ w) with w = p^(2 - alpha) on the support; by temperature and alpha too.
 
     Source: Peters, Niculae & Martins 2019, doi:10.18653/v1/P19-1146 (alpha 1.5; bisection); Correia, Niculae & Martins 2019,

@@ -215,6 +215,26 @@ def _expo(kind, d, error):
     return double
 
 
+# --- log: 2 atanh(f / (2 + f)) = 2 (s + s³/3 + s⁵/5 ...) for 1 + f in [√½, √2) ------------------------------------------
+
+_ROOT_HALF, _WHOLE, _BIAS = 0x3FE6A09E667F3BCD, 0x4330000000000000, 2.0**52 + 1023.0
+
+
+@inlined
+def log_double(x, short):
+    """log(x (1 + short)) for normal x > 0 and tiny `short`."""
+    # (x's exponent counted from √½, kept positive: a shift and a conversion that vectors have)
+    up = ((bits(x) - _ROOT_HALF + (1023 << 52)) >> 52) & 0x7FF
+    k = bits(up | _WHOLE) - _BIAS
+    f = bits(bits(x) - ((up - 1023) << 52)) - 1.0
+    s = f / (2.0 + f)
+    z = s * s
+    q = fma(z, fma(z, fma(z, 1.0 / 21.0, 1.0 / 19.0), 1.0 / 17.0), 1.0 / 15.0)
+    q = fma(z, fma(z, fma(z, fma(z, q, 1.0 / 13.0), 1.0 / 11.0), 1.0 / 9.0), 1.0 / 7.0)
+    q = z * fma(z, fma(z, q, 1.0 / 5.0), 1.0 / 3.0)
+    return fma(k, _LN2_HIGH, f - (s * f - (2.0 * s * q + fma(k, _LN2_LOW, short))))  # for 2 s is f - s f
+
+
 @inlined
 def difference(x, m):
     """x - m and what rounding took from it (Knuth's two-difference)."""

@@ -8,8 +8,8 @@ from math import exp, expm1, inf, log, log1p, nan
 
 import numpy as np
 
-from ._numba import at, bits, fma, inlined, kernel, larger, past, summing
-from .arithmetic import expo, near, number, wide
+from ._numba import at, inlined, kernel, larger, past, summing
+from .arithmetic import expo, log_double, near, number, wide
 from .block import frozen
 from .memory import (
     ALPHA,
@@ -34,28 +34,6 @@ from .memory import (
 )
 from .tiles import add, distance, ordinary, summit
 
-# --- log, in vectors: 2 atanh(f / (2 + f)) = 2 (s + s³/3 + s⁵/5 ...) for 1 + f in [√½, √2) ------------------------------
-
-_LN2_HIGH, _LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10
-_ROOT_HALF, _MAGIC, _SHIFT = 0x3FE6A09E667F3BCD, 0x4330000000000000, 2.0**52 + 1022.0
-
-
-@inlined
-def log_double(x, short):
-    """log(x (1 + short)) for normal x > 0 and tiny `short`."""
-    # (x's exponent counted from √½, kept positive: a shift and a conversion that vectors have)
-    up = ((bits(x) - _ROOT_HALF + (1023 << 52)) >> 52) & 0x7FF
-    k = bits(up | _MAGIC) - _SHIFT - 1.0
-    f = bits(bits(x) - ((up - 1023) << 52)) - 1.0
-    s = f / (2.0 + f)
-    z = s * s
-    q = fma(z, fma(z, fma(z, 1.0 / 21.0, 1.0 / 19.0), 1.0 / 17.0), 1.0 / 15.0)
-    q = fma(z, fma(z, fma(z, fma(z, q, 1.0 / 13.0), 1.0 / 11.0), 1.0 / 9.0), 1.0 / 7.0)
-    q = fma(z, fma(z, fma(z, q, 1.0 / 5.0), 1.0 / 3.0), 0.0)
-    # 2 s = f - s f
-    return fma(k, _LN2_HIGH, f - (s * f - (2.0 * s * q + fma(k, _LN2_LOW, short))))
-
-
 # --- the threshold: with s = alpha - 1, p = (z - a)₊^(1/s), where z is s d. Where s is near 0 that would be rounded about 1,
 # and z is d, and p is (1 + s (z - a))^(1/s) ----------------------------------------------------------------------------
 
@@ -70,7 +48,7 @@ def share_of(z, a, s):
     short = y - (o - 1.0) if s < NEAR else 0.0
     alive = o > 0.0
     o = o if alive else 1.0
-    p = expo(1.0, larger((log_double(o, short / o)) / s, -800.0), 0.0)
+    p = expo(1.0, larger(log_double(o, short / o) / s, -800.0), 0.0)
     p = p if alive else 0.0
     return p, p / o
 
@@ -97,17 +75,18 @@ def square_sums(z, n, a):
 
 
 @summing
-def power_sums(z, n, a, s):
+def power_sums(z, n, a, s, q):
+    """`q`: the share of the largest numbers, where it is known better than by a; else 0."""
     total = slope = 0.0
     for i in range(n):
         p, w = share_of(z[i], a, s)
-        total += p
+        total += q if q > 0.0 and z[i] == 0.0 else p
         slope += w
     return total, slope
 
 
 @inlined
-def excess(z, k, a, s):
+def excess(z, k, a, s, q):
     """Σ p - 1, and Σ p^(2 - alpha)."""
     total = more = slope = 0.0
     for begin in range(0, k, TILE):
@@ -117,34 +96,48 @@ def excess(z, k, a, s):
         elif s == 0.5:
             part, part_slope = square_sums(past(z, begin), n, a)
         else:
-            part, part_slope = power_sums(past(z, begin), n, a, s)
+            part, part_slope = power_sums(past(z, begin), n, a, s, q)
         total, more = add(total, more, part)
         slope += part_slope
     return (total - 1.0) + more, slope
 
 
 @inlined
-def threshold(z, k, s):
-    """a such that Σ p = 1.
+def by_newton(z, k, s):
+    """a such that Σ p = 1, for s of at most 1.
 
-    Up to s = 1, (Σ p)^s is a norm of what lies above a, so it is convex in a, and nearly a line: Newton's steps from below
-    never pass the root. Where they are of no help, or may mislead, halving is.
+    (Σ p)^s is then a norm of what lies above a, so it is convex in a, and nearly a line: Newton's steps from below never
+    pass the root. Should they be slow, every other one becomes a halving.
     """
-    least = -s * log(np.float64(k))  # log of the least that the largest p can be, to the power of s
+    least = -s * log(np.float64(k))  # the largest p is at least 1/k; this is log p^s of that
     a, high, unit = (0.0, -expm1(least) / s, 1.0 / s) if s < NEAR else (-1.0, -exp(least), 1.0)
     low = a
     for i in range(200):
-        over, slope = excess(z, k, a, s)
+        over, slope = excess(z, k, a, s, 0.0)
         low, high = (a, high) if over > 0.0 else (low, a)
         new = a - unit * (1.0 + over) * expm1(-s * log1p(over)) / slope
-        if abs(over) < 2.0**-50 and (s <= 1.0 or low <= new <= high):
+        if abs(over) < 2.0**-50:  # all that the sum can tell
             return new if over != 0.0 else a
-        if not low < new < high or ((s > 1.0 or i > 30) and i % 2 == 1):
+        if not low < new < high or (i > 30 and i % 2 == 1):
             new = low + (high - low) / 2.0
             if new in (low, high):
                 return new
         a = new
     return a
+
+
+@inlined
+def by_halving(z, k, s):
+    """The same for s above 1, and q: the share of the largest numbers, which is (-a)^(1/s), and at least 1/k."""
+    low, high = 1.0 / k, 1.0
+    q = low
+    for _ in range(80):  # until they are neighbours
+        q = low + (high - low) / 2.0
+        over, _ = excess(z, k, -(q**s), s, q)
+        if over == 0.0 or q in (low, high):
+            break
+        low, high = (low, q) if over > 0.0 else (q, high)
+    return -(q**s), q
 
 
 @inlined
@@ -170,7 +163,7 @@ def support(kind, e, n, m, t, alpha, z, places):
                 k += 1
     if k == 0:
         return 0, 0.0
-    a = threshold(z, k, s)
+    a, q = by_halving(z, k, s) if s > 1.0 else (by_newton(z, k, s), 0.0)
     found = 0
     for i in range(k):
         if s == 1.0:
@@ -179,6 +172,7 @@ def support(kind, e, n, m, t, alpha, z, places):
             p = larger(z[i] - a, 0.0) ** 2
         else:
             p, _ = share_of(z[i], a, s)
+            p = q if q > 0.0 and z[i] == 0.0 else p
         if p > 0.0:
             z[found], places[found] = p, places[i]
             found += 1
@@ -347,16 +341,16 @@ def entmax_loss(kind, g, f, start, stop, first, last):
                 loss, rest = add(loss, rest, z[i] * z[i] / weight(z[i], alpha) / alpha)  # p^alpha / alpha
         others += more
         loss = (loss + rest) + of_label(p, others, d - c, alpha)
-        at(g[LOSS], 1.0)[row] = (loss if k > 0 else inf) if m == m else nan
+        loss = nan if m != m else inf if k == 0 else loss
+        at(g[LOSS], 1.0)[row] = loss
         if g[Y] == 0:
             continue
-        still = frozen(m, t)
-        factor = at(g[FACTOR], 1.0)[row] / (1.0 if still else t)
-        if m != m or still:
+        if m != m or frozen(m, t):
             put_row(kind, g, row, 0, e, z, places, 0.0 if m == m else nan)
             continue
+        factor = at(g[FACTOR], 1.0)[row] / t
         for i in range(k):
-            z[i] = factor * (z[i] if places[i] != label else -others)
+            z[i] = factor * (z[i] if places[i] != label else 0.0 - others)
         if p == 0.0:
             z[k], places[k] = -factor, label
             k += 1
