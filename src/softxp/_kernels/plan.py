@@ -106,6 +106,40 @@ class Plan(NamedTuple):
     piece: int
 
 
+ELEMENTS = {"float16": "Half", "bfloat16": "Bfloat", "float32": "float", "float64": "double"}
+LOSSES = ("loss", "loss_and_gradient")
+ROW_ANSWERS = ("logsumexp", "state", "loss")  # nothing is written for each number
+PULLBACKS = ("softmax_pullback", "log_softmax_pullback")
+
+COLUMNS = 0  # as the number of lanes of a row: neighbouring threads take neighbouring rows
+LONGEST = 1 << 31  # numbers in a row
+BLOCKS = (1 << 31) - 1  # in a grid
+STREAM = 512  # threads for a row that is read twice
+CUT = 256  # threads for a piece of a row
+MOST_PIECES = 512  # of a row: each is looked at by each block that finishes the row
+WORTH_CUTTING = 1 << 18  # bytes of a row from which two launches cost less than one multiprocessor's slowness
+
+_plans: dict[tuple, Plan | None] = {}
+
+
+def vectors_at_most(operation: str, dtype: str, flags: int) -> int:
+    """How many 16-byte vectors of a row a thread holds: 32 numbers of 32 bits, or 16 of 64, of all arrays together."""
+    size = SIZES[dtype]
+    most = {2: 4, 4: 8, 8: 8}[size]
+    if flags & WIDE or operation in PULLBACKS or flags & SOFT:
+        most //= 2
+    return most
+
+
+def instance(
+    operation: str, dtype: str, flags: int, lanes: int, threads: int, vectors: int, held: bool, grid: int,
+    part: str = "WHOLE",
+) -> Launch:  # fmt: skip
+    values = (operation.upper(), ELEMENTS[dtype], lanes, threads, vectors, int(held), part, flags)
+    names = ("OPERATION", "ELEMENT", "LANES", "THREADS", "VECTORS", "HELD", "PART", "FLAGS")
+    return Launch(tuple(f"-DSOFTROW_{k}={v}" for k, v in zip(names, values, strict=True)), grid, threads)
+
+
 def plan(
     operation: str, dtype: str, flags: int, rows: int, n: int, *, multiprocessors: int, aligned: bool = True,
     along: int = 1, beside: int = 0,
@@ -113,11 +147,95 @@ def plan(
     """The plan for `rows` rows of `n` numbers.
 
     aligned: every row of x begins at a multiple of 16 bytes. along: x's step along a row. beside: the step from one row to
-    its neighbour, inner or outer, whichever is there. Use `plan_of` to have these read off a Call.
+    its neighbour where that is a shorter one, else 0. `plan_of` reads these off a Call.
     """
-    raise NotImplementedError
+    key = (operation, dtype, flags, rows, n, multiprocessors, aligned, along == 1, beside != 0)
+    if key not in _plans:
+        if len(_plans) > 4096:
+            _plans.clear()
+        _plans[key] = _make(*key)
+    return _plans[key]
 
 
 def plan_of(operation: str, dtype: str, flags: int, call: Call, multiprocessors: int) -> Plan | None:
     """The plan for a Call, into which its pieces are written. The workspace is still the caller's to find."""
-    raise NotImplementedError
+    x, size, inner = call.x, SIZES[dtype], call.inner
+    outer_step, inner_step, along = x.outer, x.inner, x.along
+    # (a step that is not taken does not count)
+    beside = inner_step if inner > 1 else outer_step
+    aligned = x.address % 16 == 0 and outer_step * size % 16 == 0 and (inner == 1 or inner_step * size % 16 == 0)
+    found = plan(
+        operation, dtype, flags, call.rows, call.n, multiprocessors=multiprocessors, aligned=aligned, along=along,
+        beside=beside if abs(beside) < abs(along) else 0,
+    )  # fmt: skip
+    if found is not None:
+        call.pieces, call.piece = found.pieces, found.piece
+    return found
+
+
+def _make(
+    operation: str, dtype: str, flags: int, rows: int, n: int, multiprocessors: int, aligned: bool, together: bool,
+    columns: bool,
+) -> Plan | None:  # fmt: skip
+    if dtype not in SIZES or n > LONGEST or (flags & WIDE and (operation, dtype) != ("state", "float32")):
+        return None
+    if rows == 0:
+        return Plan((), 0, 1, n)
+    width, most = 16 // SIZES[dtype], vectors_at_most(operation, dtype, flags)
+    vectors = -(-(n if aligned or not together else n + width - 1) // width)  # that a row touches
+    cuttable = operation != "softmax_pullback"  # whose sums are two, one after the other
+    if not together:
+        flags |= STRIDED
+
+    if not together and columns:
+        size = 1  # threads of a row, 32 rows beside one another
+        while size < 16 and size * most < vectors:
+            size *= 2
+        lanes, threads, groups = COLUMNS, 32 * size, 32
+        held = size * most >= vectors
+        per_thread = _enough(-(-vectors // size), most) if held else max(1, most // 2)
+    elif vectors <= 32 * most:
+        lanes = 1
+        while lanes < 32 and (lanes * 2 < vectors or lanes * most < vectors):
+            lanes *= 2
+        threads = 128 if rows * lanes >= 128 * multiprocessors else 32
+        size, groups, held, per_thread = lanes, threads // lanes, True, _enough(-(-vectors // lanes), most)
+    elif vectors <= 1024 * most:
+        per_thread = max(1, most // 2)
+        threads = _round(-(-vectors // per_thread))
+        if threads > 512:
+            per_thread = most
+            threads = _round(-(-vectors // per_thread))
+        size, lanes, groups, held = threads, threads, 1, True
+    else:
+        size = lanes = threads = STREAM
+        groups, held, per_thread = 1, False, max(1, most // 2)
+
+    blocks = -(-rows // groups)
+    if n * SIZES[dtype] >= WORTH_CUTTING and 2 * blocks <= multiprocessors and cuttable:
+        per_thread = max(1, most // 2)
+        if lanes != COLUMNS:
+            lanes = threads = size = CUT
+        tile = size * per_thread * width
+        pieces = min(MOST_PIECES, -(-n // tile), -(-4 * multiprocessors // blocks))
+        piece = -(-n // pieces)
+        piece = -(-piece // width) * width  # so that pieces begin where the row's own vectors do
+        pieces = -(-n // piece)
+        shape = (operation, dtype, flags, lanes, threads, per_thread, False)
+        finishing = blocks if operation in ROW_ANSWERS else blocks * pieces
+        first = instance(*shape, grid=blocks * pieces, part="FIRST")
+        return Plan((first, instance(*shape, grid=finishing, part="LAST")), rows * pieces * RECORD * 8, pieces, piece)
+    if blocks > BLOCKS:
+        return None
+    return Plan((instance(operation, dtype, flags, lanes, threads, per_thread, held, blocks),), 0, 1, n)
+
+
+def _enough(vectors: int, most: int) -> int:
+    """The first of a few numbers of vectors a thread that suffices: each is another instance to compile."""
+    return next(v for v in (1, 2, 3, 4, 6, 8, most) if v >= min(vectors, most))
+
+
+def _round(threads: int) -> int:
+    """Up to whole warps, and of many to a few sizes: each is another instance to compile."""
+    step = 32 if threads <= 128 else 64 if threads <= 256 else 128
+    return min(1024, -(-threads // step) * step)
