@@ -326,12 +326,13 @@ def _truths(q: Question) -> dict[str, Truth]:
         g = F.cross_entropy_vjp(
             call_formula, np, ct, None, ("x",), x=x, reduction="none", normalizer=None, **options, **whole
         )["x"]
+        g = np.where(targets.dropped, 0, g)  # whatever the temperature is
         by = np.abs(ct[..., None] * (1 if targets.s is None else targets.s) / np.where(np.asarray(t) > 0, t, 1))
         slope = F.cap_slope(np, x, q.softcap) if q.softcap else 1
         all_q = np.sum(np.abs(targets.q), -1, keepdims=True)
         more = 2 * q.z_loss * np.abs(weight) * (far + np.log1p(np.where(s.r > 0, s.r, 0)))
         size = np.abs(targets.q) * (1 - p) + p * (all_q - np.abs(targets.q) + more)
-        out["y"] = Truth(g, "gradient", gap + (4 * far if q.softcap else 0), by * size * slope)
+        out["y"] = Truth(g, "gradient", gap, by * size * slope * (1 + 4 * far if q.softcap else 1))
     return out
 
 

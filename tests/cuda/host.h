@@ -36,7 +36,7 @@ inline double __longlong_as_double(long long b) { return same_bits<double>(b); }
 inline float loose_exp2f(float x) {
   unsigned draw = (__float_as_uint(x) * 2654435761u) >> 16;
   float e = exp2f(x);
-  return x == 0 || !(e > 1e-30f) ? e : e * (1.0f + ((draw & 1) ? 0x1p-22f : -0x1p-22f));
+  return x == 0 || !(e > 1e-30f) ? e : __uint_as_float(__float_as_uint(e) + (draw % 5 - 2));
 }
 #define exp2f loose_exp2f
 

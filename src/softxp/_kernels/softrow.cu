@@ -318,10 +318,14 @@ struct Temper {
 
   HERE void set(double value) {
     constexpr double least = sizeof(A) == 4 ? 0x1p-126 : 0x1p-1022, most = sizeof(A) == 4 ? 3.4028234e38 : 1.7e308;
-    if (!(value >= 0)) bad = true;
-    else if (value < least) limit = HARD;
-    else if (value > most) limit = FLAT;
-    else {
+    if (!(value >= 0)) {
+      bad = true;
+      t = value < 0 ? A(1) : A(value);
+    } else if (value < least) {
+      limit = HARD;
+    } else if (value > most) {
+      limit = FLAT;
+    } else {
       t = A(value);
       inverse = A(1) / t;
       excess = A((value - double(t)) / value);
@@ -337,15 +341,21 @@ struct Temper {
       return {x > A(-INF) ? A(0) : x, 0};
     }
     A centre = m == A(-INF) ? A(0) : m;
-    A d = x - centre;
-    if constexpr (!C::TEMPERED) return {d, 0};
-    A q = d > A(-INF) ? d * inverse : x * inverse - centre * inverse;  // the difference may overflow where q does not
-    if constexpr (!C::EXACT) return {q, 0};
-    A error = fused(-q, t, d) * inverse - q * excess;
+    A d = x - centre, error = 0;
+    if constexpr (C::EXACT) {  // Knuth's difference of two numbers
+      A v = d - x;
+      error = (x - (d - v)) - (centre + v);
+    }
+    A q = d;
+    if constexpr (C::TEMPERED) {
+      q = d > A(-INF) ? d * inverse : x * inverse - centre * inverse;  // the difference may overflow where q does not
+      if constexpr (C::EXACT) error = (fused(-q, t, d) + error) * inverse - q * excess;
+    }
     return {q, error - error == A(0) ? error : A(0)};
   }
 
-  HERE bool frozen(A m) const { return m == m && (m - m != A(0) || limit != NONE); }
+  // Is the derivative of the row 0?
+  HERE bool frozen(A m) const { return m == m && (m - m != A(0) || limit != NONE) && t == t; }
 };
 
 // ---- a row in memory ---------------------------------------------------------------------------------------------------------
@@ -411,6 +421,7 @@ struct Tile {
 template <class C>
 struct State {
   typename C::A m;
+  typename C::A centre;  // what REST's exps are taken from: m, or a little below
   typename C::Total sums[C::SUMS];
 };
 
@@ -590,9 +601,10 @@ struct Work {
     A summit = state.m > A(-INF) ? state.m : A(nan_number());  // a row with nothing in it has no top
 #pragma unroll
     for (int j = 0; j < C::N; ++j) {
-      Distance<A> apart = temper.distance(tile.x[j], state.m, ODD);
+      Distance<A> apart = temper.distance(tile.x[j], state.centre, ODD);
       bool top = ODD ? apart.d == A(0) : tile.x[j] == summit;
       A e = exponential<E>(apart.d, apart.error);
+      if constexpr (!C::HELD && (C::SECOND || C::SMOOTH)) apart = temper.distance(tile.x[j], state.m, ODD);
       sums[C::REST] += top ? A(0) : e;
       sums[C::TOPS] += top ? A(1) : A(0);
       A w = 1;
@@ -614,24 +626,34 @@ struct Work {
     for (int k = 0; k < C::SUMS; ++k) state.sums[k] += sums[k];
   }
 
-  // The same sums, as they are from a higher maximum
-  HERE void raise(State<C>& state, A m) const {
-    if (!(m > state.m)) return;
-    Distance<A> apart = temper.distance(state.m, m, temper.odd(m));
-    Total d = Total(apart.d) + apart.error, *s = state.sums;
-    s[C::REST] = (s[C::REST] + s[C::TOPS]) * exponential<E>(apart.d, apart.error);
-    s[C::TOPS] = 0;
-    if constexpr (C::SECOND) {
-      s[C::V_REST] += s[C::V_TOPS];
-      s[C::V_TOPS] = 0;
-      if constexpr (C::LOSSES) s[C::V_FIT] += s[C::V_REST] == 0 ? Total(0) : s[C::V_REST] * d;
+  // The same sums, as they are with a higher maximum. REST stays where it is while that is near: were it scaled for every new
+  // maximum, the roundings of a row that climbs would add up.
+  HERE void raise(State<C>& state, A m, bool centred) const {
+    Total* s = state.sums;
+    bool odd = temper.odd(m);
+    if (m > state.m) {
+      Distance<A> old = temper.distance(state.m, state.centre, odd), apart = temper.distance(state.m, m, odd);
+      Total d = Total(apart.d) + apart.error;
+      s[C::REST] += s[C::TOPS] > 0 ? s[C::TOPS] * exponential<E>(old.d, old.error) : Total(0);
+      s[C::TOPS] = 0;
+      if constexpr (C::SECOND) {
+        s[C::V_REST] += s[C::V_TOPS];
+        s[C::V_TOPS] = 0;
+        if constexpr (C::LOSSES) s[C::V_FIT] += s[C::V_REST] == 0 ? Total(0) : s[C::V_REST] * d;
+      }
+      if constexpr (C::SMOOTH) {
+        s[C::P_REST] += s[C::P_TOPS];
+        s[C::P_TOPS] = 0;
+        s[C::P_FIT] += s[C::P_REST] == 0 ? Total(0) : s[C::P_REST] * d;
+      }
+      state.m = m;
     }
-    if constexpr (C::SMOOTH) {
-      s[C::P_REST] += s[C::P_TOPS];
-      s[C::P_TOPS] = 0;
-      s[C::P_FIT] += s[C::P_REST] == 0 ? Total(0) : s[C::P_REST] * d;
+    bool far = centred || odd || state.centre == A(-INF) || !(temper.distance(m, state.centre, false).d < A(4));
+    if (state.centre < m && far) {
+      Distance<A> apart = temper.distance(state.centre, m, odd);
+      s[C::REST] *= exponential<E>(apart.d, apart.error);
+      state.centre = m;
     }
-    state.m = m;
   }
 
   HERE double* record(Long of_piece) const {
@@ -641,24 +663,24 @@ struct Work {
   HERE void take_records(State<C>& state) const {
     for (Long k = lane; k < call.pieces; k += C::SIZE) {
       State<C> other;
-      other.m = A(record(k)[0]);
+      other.m = other.centre = A(record(k)[0]);
 #pragma unroll
       for (int i = 0; i < C::SUMS; ++i) other.sums[i] = Total(record(k)[1 + i]);
       A m = larger(state.m, other.m);
-      raise(state, m);
-      raise(other, m);
+      raise(state, m, true);
+      raise(other, m, true);
 #pragma unroll
       for (int i = 0; i < C::SUMS; ++i) state.sums[i] += other.sums[i];
     }
   }
 
   HERE void gather_all(Tile<C>& tile, State<C>& state) {
-    state.m = A(-INF);
+    state.m = state.centre = A(-INF);
 #pragma unroll
     for (int k = 0; k < C::SUMS; ++k) state.sums[k] = 0;
     if constexpr (C::HELD) {
       load(tile, origin);
-      state.m = group.largest(peak(tile));
+      state.m = state.centre = group.largest(peak(tile));
       gather(tile, origin, state);
     } else {
       if constexpr (C::PART == LAST) {
@@ -667,11 +689,11 @@ struct Work {
         for (Long i = 0, count = tiles(); i < count; ++i) {
           Long start = origin + i * C::TILE;
           load(tile, start);
-          raise(state, larger(state.m, peak(tile)));
+          raise(state, larger(state.m, peak(tile)), false);
           gather(tile, start, state);
         }
       }
-      raise(state, group.largest(state.m));
+      raise(state, group.largest(state.m), true);
     }
     if constexpr (C::HARD && C::PART != LAST)
       if (lane == 0 && piece == 0) state.sums[C::SCORE] = label_score();
