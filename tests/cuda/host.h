@@ -12,6 +12,7 @@
 #define __device__
 #define __global__
 #define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
 
 struct alignas(16) uint4 {
   unsigned x, y, z, w;

@@ -59,6 +59,11 @@ struct Bfloat {
   unsigned short bits;
 };
 
+template <class E>
+constexpr bool is_half = false;
+template <>
+constexpr bool is_half<Half> = true;
+
 #define HERE __device__ __forceinline__
 
 HERE float wide(float y) { return y; }
@@ -105,6 +110,27 @@ HERE unsigned pair(E kind, float a, float b) {
 }
 #endif
 
+// 16 bytes at once. ld.global, not ld.global.nc: y may be x
+#ifdef __CUDA_ARCH__
+HERE uint4 load_vector(const void* at) {
+  uint4 raw;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(raw.x), "=r"(raw.y), "=r"(raw.z), "=r"(raw.w)
+               : "l"(at)
+               : "memory");
+  return raw;
+}
+HERE void store_vector(void* at, uint4 raw) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(at), "r"(raw.x), "r"(raw.y), "r"(raw.z), "r"(raw.w)
+               : "memory");
+}
+#else
+HERE uint4 load_vector(const void* at) { return *reinterpret_cast<const uint4*>(at); }
+HERE void store_vector(void* at, uint4 raw) { *reinterpret_cast<uint4*>(at) = raw; }
+#endif
+
 template <class E>
 HERE E narrow(E, float y) {
   return {(unsigned short)pair(E(), y, 0.0f)};
@@ -133,8 +159,8 @@ HERE uint4 pack(const A* x) {
   return raw;
 }
 
-constexpr double INF = __builtin_huge_val();
-HERE double nan_number() { return __longlong_as_double(0x7ff8000000000000ll); }
+#define INF __longlong_as_double(0x7ff0000000000000ll)
+#define NOT_A_NUMBER __longlong_as_double(0x7ff8000000000000ll)
 
 HERE float larger(float a, float b) { return fmaxf(a, b); }  // of a number and NaN the number
 HERE double larger(double a, double b) { return fmax(a, b); }
@@ -156,7 +182,7 @@ HERE float exponential(float d, float error) {
   if constexpr (sizeof(E) == 2) {
     float h = d * log2e;
 #ifdef __CUDA_ARCH__
-    if constexpr (__is_same(E, Half)) {  // what would be a subnormal of 32 bits is 0 in a float16
+    if constexpr (is_half<E>) {  // what would be a subnormal of 32 bits is 0 in a float16
       float e;
       asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(h));
       return e;
@@ -206,6 +232,7 @@ struct Config {
   static constexpr bool GRADIENT = OPERATION >= LOSS_AND_GRADIENT;
   static constexpr bool ANSWERS = OPERATION < LOGSUMEXP || GRADIENT;  // is there an answer for each number?
   static constexpr bool TEMPERED = (FLAGS & TEMPERATURE) != 0, MASKED = (FLAGS & MASK) != 0;
+  static constexpr bool PARTS = MASKED || CAP || SMOOTH;  // is it asked of each number whether it takes part?
   static constexpr bool EXACT = sizeof(E) == sizeof(A);  // then a quotient's rounding is made good
 
   // sums over a row. REST: exp(d) of all but the maxima; TOPS: how many of these. FIT: Σ q d, for labels and for smoothing
@@ -310,10 +337,9 @@ struct Distance {
 template <class C>
 struct Temper {
   using A = typename C::A;
-  static constexpr int NONE = 0, HARD = 1, FLAT = 2;  // the limits 0 and inf
 
-  A t = 1, inverse = 1, excess = 0;  // the temperature is t (1 + excess)
-  int limit = NONE;
+  A t = 1, inverse = 1, excess = 0;  // the temperature is t (1 + excess); its limits 0 and inf have the inverse inf and 0
+  bool limit = false;
   bool bad = false;  // negative or NaN
 
   HERE void set(double value) {
@@ -321,10 +347,9 @@ struct Temper {
     if (!(value >= 0)) {
       bad = true;
       t = value < 0 ? A(1) : A(value);
-    } else if (value < least) {
-      limit = HARD;
-    } else if (value > most) {
-      limit = FLAT;
+    } else if (value < least || value > most) {
+      limit = true;
+      inverse = value < least ? A(INF) : A(0);
     } else {
       t = A(value);
       inverse = A(1) / t;
@@ -332,15 +357,8 @@ struct Temper {
     }
   }
 
-  // Is the row one whose distances are 0 and -inf alone?
-  HERE bool odd(A m) const { return m == A(INF) || (C::TEMPERED && limit != NONE); }
-
-  HERE Distance<A> distance(A x, A m, bool odd_row) const {
-    if (odd_row) {
-      if (m == A(INF) || limit == HARD) return {x == m && m > A(-INF) ? A(0) : x == x ? A(-INF) : x, 0};
-      return {x > A(-INF) ? A(0) : x, 0};
-    }
-    A centre = m == A(-INF) ? A(0) : m;
+  // Of x from a centre, m or nearly: exactly 0 at the top, -inf beside a top of inf. No step gives NaN but for a NaN.
+  HERE Distance<A> from(A centre, A x, bool top) const {
     A d = x - centre, error = 0;
     if constexpr (C::EXACT) {  // Knuth's difference of two numbers
       A v = d - x;
@@ -348,14 +366,18 @@ struct Temper {
     }
     A q = d;
     if constexpr (C::TEMPERED) {
-      q = d > A(-INF) ? d * inverse : x * inverse - centre * inverse;  // the difference may overflow where q does not
-      if constexpr (C::EXACT) error = (fused(-q, t, d) + error) * inverse - q * excess;
+      A by = centre == A(INF) ? A(1) : inverse;
+      A parts = x > A(-INF) ? x * by - centre * by : x;  // the difference may overflow where the quotient does not
+      q = d > A(-INF) ? d * by : parts;
+      if constexpr (C::EXACT) error = (fused(-q, t, d) + error) * by - q * excess;
     }
-    return {q, error - error == A(0) ? error : A(0)};
+    return {top ? A(0) : q, error - error == A(0) ? error : A(0)};
   }
 
+  HERE Distance<A> distance(A x, A m) const { return from(m == A(-INF) ? A(0) : m, x, x == m && m > A(-INF)); }
+
   // Is the derivative of the row 0?
-  HERE bool frozen(A m) const { return m == m && (m - m != A(0) || limit != NONE) && t == t; }
+  HERE bool frozen(A m) const { return m == m && (m - m != A(0) || limit) && t == t; }
 };
 
 // ---- a row in memory ---------------------------------------------------------------------------------------------------------
@@ -367,6 +389,24 @@ struct Line {
 
   HERE E& operator[](Long k) const { return start[k * step]; }
 };
+
+// Numbers low to high of the 16 bytes of numbers from `first` on, one by one; `pad` elsewhere
+template <class E>
+HERE uint4 edge(const E* first, Long step, int low, int high, E pad) {
+  constexpr int WIDTH = 16 / sizeof(E);
+  alignas(16) E e[WIDTH];
+#pragma unroll
+  for (int i = 0; i < WIDTH; ++i) e[i] = i >= low && i < high ? first[i * step] : pad;
+  return *reinterpret_cast<uint4*>(e);
+}
+template <class E>
+HERE void edge_store(E* first, Long step, int low, int high, uint4 raw) {
+  constexpr int WIDTH = 16 / sizeof(E);
+  const E* e = reinterpret_cast<const E*>(&raw);
+#pragma unroll
+  for (int i = 0; i < WIDTH; ++i)
+    if (i >= low && i < high) first[i * step] = e[i];
+}
 
 HERE Long offset_of(const View& view, Long row, Long inner) {
   if (inner == 1) return row * view.outer;
@@ -408,6 +448,12 @@ template <class A>
 HERE A times(A a, A b) {
   return a == A(0) ? A(0) : a * b;
 }
+
+struct Reach {
+  int low, high;
+
+  HERE bool has(int k) const { return k >= low && k < high; }
+};
 
 // ---- the work of a group -----------------------------------------------------------------------------------------------------
 
@@ -492,6 +538,10 @@ struct Work {
     return C::WEIGHTS ? A(reinterpret_cast<const double*>(call.class_weight)[k]) : A(1);
   }
 
+  HERE A weight_in(Long start, int j) const {
+    return reach(start).has(offset(j)) ? weight_of(start + offset(j)) : A(0);
+  }
+
   HERE A capped(A score) const {
     if constexpr (!C::CAP) return score;
     A cap = A(call.softcap);
@@ -503,60 +553,68 @@ struct Work {
     return 4 * e / ((1 + e) * (1 + e));
   }
 
-  // Where number j of a thread's tile lies in its row
-  HERE Long position(Long start, int j) const {
-    if constexpr (C::STRIDES) return start + Long(j) * C::SIZE + lane;
-    return start + (Long(j / C::WIDTH) * C::SIZE + lane) * C::WIDTH + j % C::WIDTH;
+  // Where number j of a thread's tile lies in the tile
+  HERE int offset(int j) const {
+    if constexpr (C::STRIDES) return j * C::SIZE + lane;
+    return (j / C::WIDTH * C::SIZE + lane) * C::WIDTH + j % C::WIDTH;
   }
   HERE bool inside(Long k) const { return k >= begin && k < end; }
-  HERE bool inside_all(Long start) const { return position(start, 0) >= begin && position(start, C::N - 1) < end; }
   HERE Long tiles() const { return (end - origin + C::TILE - 1) / C::TILE; }
+  HERE Reach reach(Long start) const {  // what of a tile is in the group's part of the row
+    Long low = begin - start, high = end - start;
+    return {int(low > 0 ? low : 0), int(high < C::TILE ? high : C::TILE)};
+  }
 
   // May vectors be used? Where they begin for x they may not begin for another array.
   HERE bool by_vectors(const Line<E>& from) const {
-    return !C::STRIDES && from.step == 1 && reinterpret_cast<Address>(from.start + origin) % 16 == 0;
+    return from.step == 1 && reinterpret_cast<Address>(from.start + origin) % 16 == 0;
   }
 
   // A tile's numbers of a line: all loads are under way before the first is used. Past the ends they are `pad`.
   HERE void fetch(const Line<E>& from, Long start, A pad, A (&out)[C::N]) const {
-    if (by_vectors(from) && inside_all(start)) {
-      uint4 raw[C::VECTORS];
+    const Reach r = reach(start);
+    const E* first = from.start + start * from.step;
+    if constexpr (C::STRIDES) {
+      E raw[C::N];
 #pragma unroll
-      for (int i = 0; i < C::VECTORS; ++i)
-        raw[i] = *reinterpret_cast<const uint4*>(from.start + position(start, i * C::WIDTH));
+      for (int j = 0; j < C::N; ++j)
+        raw[j] = r.has(offset(j)) ? first[offset(j) * from.step] : narrow(E(), pad);
+#pragma unroll
+      for (int j = 0; j < C::N; ++j) out[j] = wide(raw[j]);
+    } else {
+      uint4 raw[C::VECTORS];
+      const bool vectors = by_vectors(from);
+      if (vectors && r.has(offset(0)) && r.has(offset(C::N - 1))) {
+#pragma unroll
+        for (int i = 0; i < C::VECTORS; ++i) raw[i] = load_vector(first + offset(i * C::WIDTH));
+      } else {
+#pragma unroll
+        for (int i = 0; i < C::VECTORS; ++i) {
+          const int at = offset(i * C::WIDTH);
+          if (vectors && r.has(at) && r.has(at + C::WIDTH - 1)) raw[i] = load_vector(first + at);
+          else raw[i] = edge(first + at * from.step, from.step, r.low - at, r.high - at, narrow(E(), pad));
+        }
+      }
 #pragma unroll
       for (int i = 0; i < C::VECTORS; ++i) unpack<E>(raw[i], out + i * C::WIDTH);
-      return;
-    }
-    bool vectors = by_vectors(from);
-#pragma unroll
-    for (int i = 0; i < C::VECTORS; ++i) {
-      Long first = position(start, i * C::WIDTH);
-      if (vectors && first >= begin && first + C::WIDTH <= end) {
-        unpack<E>(*reinterpret_cast<const uint4*>(from.start + first), out + i * C::WIDTH);
-        continue;
-      }
-#pragma unroll
-      for (int j = i * C::WIDTH; j < (i + 1) * C::WIDTH; ++j) {
-        Long k = position(start, j);
-        out[j] = inside(k) ? A(wide(from[k])) : pad;
-      }
     }
   }
 
   HERE void store(Long start, const A (&out)[C::N]) const {
-    bool vectors = by_vectors(y);
+    const Reach r = reach(start);
+    E* first = y.start + start * y.step;
+    if constexpr (C::STRIDES) {
 #pragma unroll
-    for (int i = 0; i < C::VECTORS; ++i) {
-      Long first = position(start, i * C::WIDTH);
-      if (vectors && first >= begin && first + C::WIDTH <= end) {
-        *reinterpret_cast<uint4*>(y.start + first) = pack<E>(out + i * C::WIDTH);
-        continue;
-      }
+      for (int j = 0; j < C::N; ++j)
+        if (r.has(offset(j))) first[offset(j) * y.step] = narrow(E(), out[j]);
+    } else {
+      const bool vectors = by_vectors(y);
 #pragma unroll
-      for (int j = i * C::WIDTH; j < (i + 1) * C::WIDTH; ++j) {
-        Long k = position(start, j);
-        if (inside(k)) y[k] = narrow(E(), out[j]);
+      for (int i = 0; i < C::VECTORS; ++i) {
+        const int at = offset(i * C::WIDTH);
+        const uint4 raw = pack<E>(out + i * C::WIDTH);
+        if (vectors && r.has(at) && r.has(at + C::WIDTH - 1)) store_vector(first + at, raw);
+        else edge_store(first + at * y.step, y.step, r.low - at, r.high - at, raw);
       }
     }
   }
@@ -564,17 +622,20 @@ struct Work {
   HERE void load(Tile<C>& tile, Long start) const {
     fetch(x, start, A(-INF), tile.x);
     if constexpr (C::SECOND) fetch(v, start, A(0), tile.v);
-    tile.part = 0;
+    if constexpr (C::PARTS) {
+      const Reach r = reach(start);
+      tile.part = 0;
 #pragma unroll
-    for (int j = 0; j < C::N; ++j) {
-      Long k = position(start, j);
-      bool takes_part = inside(k);
-      if constexpr (C::MASKED) takes_part = takes_part && mask[k] != 0;
-      tile.part |= unsigned(takes_part) << j;
-      if constexpr (C::MASKED || C::CAP) tile.x[j] = takes_part ? capped(tile.x[j]) : A(-INF);
-      if constexpr (C::OPERATION == LOG_SOFTMAX_PULLBACK)  // log p is -inf there whatever x does nearby
-        tile.v[j] = tile.x[j] == A(-INF) ? A(0) : tile.v[j];
+      for (int j = 0; j < C::N; ++j) {
+        bool takes_part = r.has(offset(j));
+        if constexpr (C::MASKED) takes_part = takes_part && mask[start + offset(j)] != 0;
+        tile.part |= unsigned(takes_part) << j;
+        tile.x[j] = takes_part ? capped(tile.x[j]) : A(-INF);
+      }
     }
+    if constexpr (C::OPERATION == LOG_SOFTMAX_PULLBACK)  // log p is -inf there whatever x does nearby
+#pragma unroll
+      for (int j = 0; j < C::N; ++j) tile.v[j] = tile.x[j] == A(-INF) ? A(0) : tile.v[j];
   }
 
   HERE A peak(const Tile<C>& tile) const {
@@ -590,35 +651,35 @@ struct Work {
     return capped(A(wide(x[label])));
   }
 
+  HERE A centre_of(A m) const { return m == A(-INF) ? A(0) : m; }
+  HERE A summit_of(A m) const { return m == A(-INF) ? A(NOT_A_NUMBER) : m; }  // a row with nothing in it has no top
+
   // The sums of a tile, none of whose numbers is above m, and its exps where it is held
   HERE void gather(Tile<C>& tile, Long start, State<C>& state) const {
-    if (temper.odd(state.m)) gather_as<true>(tile, start, state);
-    else gather_as<false>(tile, start, state);
-  }
-  template <bool ODD>
-  HERE void gather_as(Tile<C>& tile, Long start, State<C>& state) const {
+    const A centre = centre_of(state.centre), m = centre_of(state.m), summit = summit_of(state.m);
     A sums[C::SUMS] = {};
-    A summit = state.m > A(-INF) ? state.m : A(nan_number());  // a row with nothing in it has no top
 #pragma unroll
     for (int j = 0; j < C::N; ++j) {
-      Distance<A> apart = temper.distance(tile.x[j], state.centre, ODD);
-      bool top = ODD ? apart.d == A(0) : tile.x[j] == summit;
+      const bool top = tile.x[j] == summit;
+      Distance<A> apart = temper.from(centre, tile.x[j], top);
       A e = exponential<E>(apart.d, apart.error);
-      if constexpr (!C::HELD && (C::SECOND || C::SMOOTH)) apart = temper.distance(tile.x[j], state.m, ODD);
       sums[C::REST] += top ? A(0) : e;
       sums[C::TOPS] += top ? A(1) : A(0);
+      if constexpr (!C::HELD && (C::SECOND || C::SMOOTH)) apart = temper.from(m, tile.x[j], top);
       A w = 1;
-      if constexpr (C::WEIGHTS && (C::SECOND || C::SMOOTH)) w = inside(position(start, j)) ? weight_of(position(start, j)) : A(0);
+      if constexpr (C::WEIGHTS && (C::SECOND || C::SMOOTH)) w = weight_in(start, j);
       if constexpr (C::SECOND) {
         A q = w * tile.v[j];
-        sums[top ? C::V_TOPS : C::V_REST] += q;
+        sums[C::V_REST] += top ? A(0) : q;
+        sums[C::V_TOPS] += top ? q : A(0);
         if constexpr (C::LOSSES) sums[C::V_FIT] += q == A(0) ? A(0) : q * (apart.d + apart.error);
       }
       if constexpr (C::SMOOTH) {
-        A q = (tile.part >> j & 1) ? w : A(0);
-        sums[top ? C::P_TOPS : C::P_REST] += q;
+        A part = (tile.part >> j & 1) ? A(1) : A(0), q = part * w;
+        sums[C::P_REST] += top ? A(0) : q;
+        sums[C::P_TOPS] += top ? q : A(0);
         sums[C::P_FIT] += q == A(0) ? A(0) : q * (apart.d + apart.error);
-        sums[C::COUNT] += (tile.part >> j & 1) ? A(1) : A(0);
+        sums[C::COUNT] += part;
       }
       if constexpr (C::HELD && C::OPERATION != LOG_SOFTMAX) tile.x[j] = e;
     }
@@ -630,9 +691,8 @@ struct Work {
   // maximum, the roundings of a row that climbs would add up.
   HERE void raise(State<C>& state, A m, bool centred) const {
     Total* s = state.sums;
-    bool odd = temper.odd(m);
     if (m > state.m) {
-      Distance<A> old = temper.distance(state.m, state.centre, odd), apart = temper.distance(state.m, m, odd);
+      Distance<A> old = temper.distance(state.m, state.centre), apart = temper.distance(state.m, m);
       Total d = Total(apart.d) + apart.error;
       s[C::REST] += s[C::TOPS] > 0 ? s[C::TOPS] * exponential<E>(old.d, old.error) : Total(0);
       s[C::TOPS] = 0;
@@ -648,9 +708,9 @@ struct Work {
       }
       state.m = m;
     }
-    bool far = centred || odd || state.centre == A(-INF) || !(temper.distance(m, state.centre, false).d < A(4));
+    bool far = centred || state.centre == A(-INF) || !(temper.distance(m, state.centre).d < A(4));
     if (state.centre < m && far) {
-      Distance<A> apart = temper.distance(state.centre, m, odd);
+      Distance<A> apart = temper.distance(state.centre, m);
       s[C::REST] *= exponential<E>(apart.d, apart.error);
       state.centre = m;
     }
@@ -702,20 +762,15 @@ struct Work {
 
   // A tile in hand, its numbers as exps unless their logarithms are wanted
   HERE void load_exps(Tile<C>& tile, Long start) const {
-    if constexpr (!C::HELD) {
-      load(tile, start);
-      if constexpr (C::OPERATION != LOG_SOFTMAX) {
-        if (temper.odd(scale_m)) to_exps<true>(tile);
-        else to_exps<false>(tile);
-      }
-    }
-  }
-  template <bool ODD>
-  HERE void to_exps(Tile<C>& tile) const {
+    if constexpr (C::HELD) return;
+    load(tile, start);
+    if constexpr (C::OPERATION != LOG_SOFTMAX) {
+      const A centre = centre_of(scale_m), summit = summit_of(scale_m);
 #pragma unroll
-    for (int j = 0; j < C::N; ++j) {
-      Distance<A> apart = temper.distance(tile.x[j], scale_m, ODD);
-      tile.x[j] = exponential<E>(apart.d, apart.error);
+      for (int j = 0; j < C::N; ++j) {
+        Distance<A> apart = temper.from(centre, tile.x[j], tile.x[j] == summit);
+        tile.x[j] = exponential<E>(apart.d, apart.error);
+      }
     }
   }
 
@@ -725,8 +780,8 @@ struct Work {
     const Total* s = state.sums;
     scale_m = state.m;
     A rest = A(s[C::REST] + (s[C::TOPS] > 0 ? s[C::TOPS] - 1 : 0));
-    m = rest == rest ? state.m : A(nan_number());
-    r = temper.bad ? A(nan_number()) : rest;
+    m = rest == rest ? state.m : A(NOT_A_NUMBER);
+    r = temper.bad ? A(NOT_A_NUMBER) : rest;
     log = log1p_of(r);
     p_top = 1 / (1 + r);
     if constexpr (C::LOSSES) settle_loss(s);
@@ -750,7 +805,7 @@ struct Work {
     A of_labels = label_weight, rest_of_labels, fit;
     if constexpr (C::HARD) {
       A score = A(s[C::SCORE]);
-      Distance<A> apart = temper.distance(score, scale_m, temper.odd(scale_m));
+      Distance<A> apart = temper.distance(score, scale_m);
       label_d = apart.d + apart.error;
       fit = times(share * of_labels, label_d);
       rest_of_labels = score == scale_m ? A(0) : of_labels;
@@ -775,7 +830,7 @@ struct Work {
       more = A(2 * call.z_loss) * of_labels * lse;
     }
     if (!leads) return;
-    put(call.loss, row, dropped ? 0.0 : bad ? nan_number() : sample * double(loss));
+    put(call.loss, row, dropped ? 0.0 : bad ? NOT_A_NUMBER : sample * double(loss));
     put(call.weight, row, dropped ? 0.0 : sample * double(of_labels));
   }
 
@@ -795,15 +850,6 @@ struct Work {
     product = A(sum[0]) * p_top;
   }
 
-  template <bool ODD>
-  HERE void logarithms(Tile<C>& tile) const {
-#pragma unroll
-    for (int j = 0; j < C::N; ++j) {
-      Distance<A> apart = temper.distance(tile.x[j], scale_m, ODD);
-      tile.x[j] = (apart.d + apart.error) - log;
-    }
-  }
-
   // The slope of -Σ q log p, which is p Σq - q, without its cancellation where p is near 1
   HERE A adjoint(A e, A q) const {
     A p = e * p_top;
@@ -814,14 +860,18 @@ struct Work {
   // From a tile's exps (or scores) to its answer
   HERE void answer(Tile<C>& tile, Long start) const {
     if constexpr (C::OPERATION == LOG_SOFTMAX) {
-      if (temper.odd(scale_m)) logarithms<true>(tile);
-      else logarithms<false>(tile);
+      const A centre = centre_of(scale_m), summit = summit_of(scale_m);
+#pragma unroll
+      for (int j = 0; j < C::N; ++j) {
+        Distance<A> apart = temper.from(centre, tile.x[j], tile.x[j] == summit);
+        tile.x[j] = (apart.d + apart.error) - log;
+      }
     } else if constexpr (C::ADJOINT) {
 #pragma unroll
       for (int j = 0; j < C::N; ++j) {
-        A q = C::SECOND ? tile.v[C::SECOND ? j : 0] : A(position(start, j) == label && !bad);
+        A q = C::SECOND ? tile.v[C::SECOND ? j : 0] : A(start + offset(j) == label && !bad);
         if constexpr (C::SMOOTH) q = share * q + ((tile.part >> j & 1) ? even : A(0));
-        if constexpr (C::WEIGHTS) q *= inside(position(start, j)) ? weight_of(position(start, j)) : A(0);
+        if constexpr (C::WEIGHTS) q *= weight_in(start, j);
         tile.x[j] = adjoint(tile.x[j], q) * factor;
       }
     } else if constexpr (C::OPERATION == SOFTMAX_PULLBACK) {
@@ -841,7 +891,7 @@ struct Work {
     }
 #pragma unroll
     for (int j = 0; j < C::N; ++j) {
-      if (bad) tile.x[j] = A(nan_number());
+      if (bad) tile.x[j] = A(NOT_A_NUMBER);
       bool hidden = C::MASKED && (C::GRADIENT || call.factor.address) && !(tile.part >> j & 1);
       if (zero || hidden) tile.x[j] = 0;
     }
