@@ -51,7 +51,8 @@ class Library:
     def launch(self, launch: P.Launch, call: P.Call, seed: int) -> None:
         run = getattr(self.built, f"run_{self.names[launch.options]}")
         wrong = run(ctypes.byref(call), ctypes.c_longlong(launch.grid), ctypes.c_uint(seed))
-        assert wrong == 0, "some threads of a block wait where others do not come"
+        assert wrong != 1, "some threads of a block wait where others do not come"
+        assert wrong != 2, "a vector does not begin at a multiple of 16 bytes"
 
     def variant(self, number: int) -> None:
         ctypes.c_int.in_dll(self.built, "broken").value = number
@@ -69,7 +70,7 @@ def build(source: str, main: str) -> Path:
             (folder / f"{name}.cu").write_text(source)
             (folder / f"{name}.cpp").write_text(main)
             command = [
-                str(COMPILER), "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-w",
+                str(COMPILER), "-std=c++17", "-O0", "-ffp-contract=off", "-shared", "-fPIC", "-w",
                 f'-DSOURCE="{folder / name}.cu"', str(folder / f"{name}.cpp"), "-o", str(folder / f"{name}.new"),
             ]  # fmt: skip
             done = subprocess.run(command, capture_output=True, text=True)
@@ -301,6 +302,8 @@ def _truths(q: Question) -> dict[str, Truth]:
             size = p * (np.abs(ct - top) + np.sum(p * np.abs(ct - top), -1, keepdims=True))
         else:
             size = np.abs(ct) * (1 - p) + p * (np.sum(np.abs(ct), -1, keepdims=True) - np.abs(ct))
+        least = np.finfo(np.float64 if q.dtype == "float64" else np.float32).tiny  # below it p has fewer digits
+        size = size + least * np.max(np.abs(ct), -1, keepdims=True)
         return {"y": Truth(g, "gradient", gap, np.abs(size / over))}
 
     soft = bool(q.flags & P.SOFT)

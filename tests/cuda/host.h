@@ -33,6 +33,8 @@ inline float __uint_as_float(unsigned b) { return same_bits<float>(b); }
 inline unsigned __float_as_uint(float x) { return same_bits<unsigned>(x); }
 inline double __longlong_as_double(long long b) { return same_bits<double>(b); }
 
+static bool misaligned;  // has a vector been where none may be?
+
 // As far from the truth as CUDA's documentation allows its exp2f to be: 2 ulp, here this way, there that way
 inline float loose_exp2f(float x) {
   unsigned draw = (__float_as_uint(x) * 2654435761u) >> 16;
@@ -40,6 +42,39 @@ inline float loose_exp2f(float x) {
   return x == 0 || !(e > 1e-30f) ? e : __uint_as_float(__float_as_uint(e) + (draw % 5 - 2));
 }
 #define exp2f loose_exp2f
+inline float exp2_to_zero(float x) {
+  float e = exp2f(x);
+  return e < 0x1p-126f ? 0.0f : e;
+}
+
+// 16-bit floats by their bits
+struct Half;
+struct Bfloat;
+float wide(Half);
+unsigned pair(Half, float, float);
+unsigned pair(Bfloat, float, float);
+inline unsigned half_bits(float x) {
+  unsigned b = __float_as_uint(x), sign = (b >> 16) & 0x8000u, a = b & 0x7fffffffu;
+  if (a > 0x7f800000u) return sign | 0x7e00u;
+  if (a >= 0x477ff000u) return sign | 0x7c00u;
+  if (a < 0x38800000u) return sign | (__float_as_uint(__uint_as_float(a) + 0.5f) - 0x3f000000u);
+  return sign | ((a - 0x38000000u + 0xfffu + ((a >> 13) & 1)) >> 13);
+}
+inline unsigned bfloat_bits(float x) {
+  unsigned b = __float_as_uint(x);
+  return x == x ? (b + 0x7fffu + ((b >> 16) & 1)) >> 16 : (b >> 16) | 0x40u;
+}
+
+inline uint4 load_vector(const void* at) {
+  if (reinterpret_cast<uintptr_t>(at) % 16) misaligned = true;
+  uint4 raw;
+  memcpy(&raw, at, 16);
+  return raw;
+}
+inline void store_vector(void* at, uint4 raw) {
+  if (reinterpret_cast<uintptr_t>(at) % 16) misaligned = true;
+  memcpy(at, &raw, 16);
+}
 
 namespace host {
 
@@ -94,8 +129,8 @@ inline void resume(int thread) {
   setcontext(&f.first);
 }
 
-// 0: done; 1: some left while others wait at a barrier, or wait for one another
-inline int block_of_threads() {
+// Have they not all come to the end?
+inline bool block_of_threads() {
   int ready[MOST], count = threads, done = 0;
   waiting = 0;
   memset(arrived, 0, sizeof arrived);
@@ -148,12 +183,21 @@ inline T __shfl_xor_sync(unsigned, T value, int apart) {
 
 #include SOURCE
 
+inline float wide(Half y) {
+  unsigned sign = (y.bits & 0x8000u) << 16, size = (y.bits & 0x7fffu) << 13;
+  float small = __uint_as_float(size) * 0x1p112f;
+  return __uint_as_float(sign | (size >= 0x0f800000u ? size | 0x7f800000u : __float_as_uint(small)));
+}
+inline unsigned pair(Half, float a, float b) { return half_bits(a) | half_bits(b) << 16; }
+inline unsigned pair(Bfloat, float a, float b) { return bfloat_bits(a) | bfloat_bits(b) << 16; }
+
 template <class C>
 void one_thread(const void* call, void* shared) {
   Work<C>(*static_cast<const Call*>(call), *static_cast<typename C::Shared*>(shared)).go();
 }
 
-// Run a grid. seed 0: threads and blocks in order; other seeds draw another order each.
+// Run a grid. seed 0: threads and blocks in order; other seeds draw another order each. 0: done; 1: some threads left while others
+// wait at a barrier, or wait for one another; 2: a vector that does not begin at a multiple of 16 bytes.
 template <class C>
 int launch(const Call* call, long long grid, unsigned seed) {
   static typename C::Shared shared;
@@ -163,10 +207,11 @@ int launch(const Call* call, long long grid, unsigned seed) {
   host::job = one_thread<C>;
   host::job_call = call;
   host::job_shared = &shared;
+  misaligned = false;
   for (long long i = 0; i < grid; ++i) {
     memset(&shared, 0xff, sizeof shared);  // NaN
     blockIdx.x = unsigned(seed % 2 ? grid - 1 - i : i);
-    if (int wrong = host::block_of_threads()) return wrong;
+    if (host::block_of_threads()) return 1;
   }
-  return 0;
+  return misaligned ? 2 : 0;
 }

@@ -131,6 +131,11 @@ def vectors_at_most(operation: str, dtype: str, flags: int) -> int:
     return most
 
 
+def threads_at_most(dtype: str, flags: int) -> int:
+    """So many that each has the registers it needs, of 65536 in a multiprocessor: softrow.cu's HEAVY."""
+    return 512 if dtype == "float64" or flags else 1024
+
+
 def instance(
     operation: str, dtype: str, flags: int, lanes: int, threads: int, vectors: int, held: bool, grid: int,
     part: str = "WHOLE",
@@ -200,10 +205,10 @@ def _make(
             lanes *= 2
         threads = 128 if rows * lanes >= 128 * multiprocessors else 32
         size, groups, held, per_thread = lanes, threads // lanes, True, _enough(-(-vectors // lanes), most)
-    elif vectors <= 1024 * most:
+    elif vectors <= threads_at_most(dtype, flags) * most:
         per_thread = max(1, most // 2)
         threads = _round(-(-vectors // per_thread))
-        if threads > 512:
+        if threads > 512 or threads * per_thread < vectors:
             per_thread = most
             threads = _round(-(-vectors // per_thread))
         size, lanes, groups, held = threads, threads, 1, True

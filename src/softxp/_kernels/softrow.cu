@@ -70,13 +70,14 @@ HERE float wide(float y) { return y; }
 HERE double wide(double y) { return y; }
 HERE float wide(Bfloat y) { return __uint_as_float((unsigned)y.bits << 16); }
 
-// Two numbers as 16 bits each, rounded to nearest, ties to even; the first in the low bits
+// What the hardware does in one instruction; whoever builds this for something else has these by other means
 #ifdef __CUDA_ARCH__
 HERE float wide(Half y) {
   float x;
   asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(y.bits));
   return x;
 }
+// Two numbers as 16 bits each, rounded to nearest, ties to even; the first in the low bits
 HERE unsigned pair(Half, float a, float b) {
   unsigned both;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));
@@ -87,31 +88,13 @@ HERE unsigned pair(Bfloat, float a, float b) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));
   return both;
 }
-#else
-HERE float wide(Half y) {
-  unsigned sign = (y.bits & 0x8000u) << 16, size = (y.bits & 0x7fffu) << 13;
-  float small = __uint_as_float(size) * 0x1p112f;
-  return __uint_as_float(sign | (size >= 0x0f800000u ? size | 0x7f800000u : __float_as_uint(small)));
+// 2^x, 0 instead of a subnormal, which is 0 in a float16 anyway
+HERE float exp2_to_zero(float x) {
+  float e;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x));
+  return e;
 }
-HERE unsigned bits_of(Half, float x) {
-  unsigned b = __float_as_uint(x), sign = (b >> 16) & 0x8000u, a = b & 0x7fffffffu;
-  if (a > 0x7f800000u) return sign | 0x7e00u;
-  if (a >= 0x477ff000u) return sign | 0x7c00u;
-  if (a < 0x38800000u) return sign | (__float_as_uint(__uint_as_float(a) + 0.5f) - 0x3f000000u);
-  return sign | ((a - 0x38000000u + 0xfffu + ((a >> 13) & 1)) >> 13);
-}
-HERE unsigned bits_of(Bfloat, float x) {
-  unsigned b = __float_as_uint(x);
-  return x == x ? (b + 0x7fffu + ((b >> 16) & 1)) >> 16 : (b >> 16) | 0x40u;
-}
-template <class E>
-HERE unsigned pair(E kind, float a, float b) {
-  return bits_of(kind, a) | bits_of(kind, b) << 16;
-}
-#endif
-
 // 16 bytes at once. ld.global, not ld.global.nc: y may be x
-#ifdef __CUDA_ARCH__
 HERE uint4 load_vector(const void* at) {
   uint4 raw;
   asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -126,9 +109,6 @@ HERE void store_vector(void* at, uint4 raw) {
                : "l"(at), "r"(raw.x), "r"(raw.y), "r"(raw.z), "r"(raw.w)
                : "memory");
 }
-#else
-HERE uint4 load_vector(const void* at) { return *reinterpret_cast<const uint4*>(at); }
-HERE void store_vector(void* at, uint4 raw) { *reinterpret_cast<uint4*>(at) = raw; }
 #endif
 
 template <class E>
@@ -181,14 +161,7 @@ HERE float exponential(float d, float error) {
   constexpr float log2e = 1.44269502f, log2e_low = 1.92596303e-8f, ln2 = 0.693147182f;
   if constexpr (sizeof(E) == 2) {
     float h = d * log2e;
-#ifdef __CUDA_ARCH__
-    if constexpr (is_half<E>) {  // what would be a subnormal of 32 bits is 0 in a float16
-      float e;
-      asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(h));
-      return e;
-    }
-#endif
-    return exp2f(h);
+    return is_half<E> ? exp2_to_zero(h) : exp2f(h);
   } else {
     d = d < -150.0f ? -150.0f : d;
     float h = d * log2e, low = fused(d, log2e, -h) + d * log2e_low;
@@ -234,6 +207,10 @@ struct Config {
   static constexpr bool TEMPERED = (FLAGS & TEMPERATURE) != 0, MASKED = (FLAGS & MASK) != 0;
   static constexpr bool PARTS = MASKED || CAP || SMOOTH;  // is it asked of each number whether it takes part?
   static constexpr bool EXACT = sizeof(E) == sizeof(A);  // then a quotient's rounding is made good
+
+  // at most 64 registers a thread keep 1024 threads on a multiprocessor; what needs more has half of them
+  static constexpr bool HEAVY = sizeof(A) == 8 || FLAGS != 0;
+  static constexpr int BLOCKS = (HEAVY ? 512 : 1024) / THREADS > 0 ? (HEAVY ? 512 : 1024) / THREADS : 1;
 
   // sums over a row. REST: exp(d) of all but the maxima; TOPS: how many of these. FIT: Σ q d, for labels and for smoothing
   static constexpr int REST = 0, TOPS = 1, SCORE = 2;  // the label's score: one thread has it, so its sum is it
@@ -459,7 +436,7 @@ struct Reach {
 
 template <class C>
 struct Tile {
-  typename C::A x[C::N];  // scores; their exps from `settle` on, unless the answer is log_softmax
+  typename C::A x[C::N];  // scores; from `gather` on their exps, or distances where the answer is log_softmax
   typename C::A v[C::SECOND ? C::N : 1];
   unsigned part;  // which of them take part, bit by bit
 };
@@ -654,7 +631,7 @@ struct Work {
   HERE A centre_of(A m) const { return m == A(-INF) ? A(0) : m; }
   HERE A summit_of(A m) const { return m == A(-INF) ? A(NOT_A_NUMBER) : m; }  // a row with nothing in it has no top
 
-  // The sums of a tile, none of whose numbers is above m, and its exps where it is held
+  // The sums of a tile, none of whose numbers is above m. One that is held leaves with what `finish` needs.
   HERE void gather(Tile<C>& tile, Long start, State<C>& state) const {
     const A centre = centre_of(state.centre), m = centre_of(state.m), summit = summit_of(state.m);
     A sums[C::SUMS] = {};
@@ -681,7 +658,7 @@ struct Work {
         sums[C::P_FIT] += q == A(0) ? A(0) : q * (apart.d + apart.error);
         sums[C::COUNT] += part;
       }
-      if constexpr (C::HELD && C::OPERATION != LOG_SOFTMAX) tile.x[j] = e;
+      if constexpr (C::HELD) tile.x[j] = C::OPERATION == LOG_SOFTMAX ? apart.d + apart.error : e;
     }
 #pragma unroll
     for (int k = 0; k < C::SUMS; ++k) state.sums[k] += sums[k];
@@ -760,17 +737,15 @@ struct Work {
     group.template all<Add>(state.sums, Total(0));
   }
 
-  // A tile in hand, its numbers as exps unless their logarithms are wanted
+  // A tile in hand, as `gather` leaves one that is held
   HERE void load_exps(Tile<C>& tile, Long start) const {
     if constexpr (C::HELD) return;
     load(tile, start);
-    if constexpr (C::OPERATION != LOG_SOFTMAX) {
-      const A centre = centre_of(scale_m), summit = summit_of(scale_m);
+    const A centre = centre_of(scale_m), summit = summit_of(scale_m);
 #pragma unroll
-      for (int j = 0; j < C::N; ++j) {
-        Distance<A> apart = temper.from(centre, tile.x[j], tile.x[j] == summit);
-        tile.x[j] = exponential<E>(apart.d, apart.error);
-      }
+    for (int j = 0; j < C::N; ++j) {
+      Distance<A> apart = temper.from(centre, tile.x[j], tile.x[j] == summit);
+      tile.x[j] = C::OPERATION == LOG_SOFTMAX ? apart.d + apart.error : exponential<E>(apart.d, apart.error);
     }
   }
 
@@ -857,20 +832,16 @@ struct Work {
     return lone ? p * (rest_q + more) - q * (r * p_top) : q * (p - 1) + p * ((all_q - q) + more);
   }
 
-  // From a tile's exps (or scores) to its answer
+  // From a tile's exps (or distances) to its answer
   HERE void answer(Tile<C>& tile, Long start) const {
     if constexpr (C::OPERATION == LOG_SOFTMAX) {
-      const A centre = centre_of(scale_m), summit = summit_of(scale_m);
 #pragma unroll
-      for (int j = 0; j < C::N; ++j) {
-        Distance<A> apart = temper.from(centre, tile.x[j], tile.x[j] == summit);
-        tile.x[j] = (apart.d + apart.error) - log;
-      }
+      for (int j = 0; j < C::N; ++j) tile.x[j] -= log;
     } else if constexpr (C::ADJOINT) {
 #pragma unroll
       for (int j = 0; j < C::N; ++j) {
         A q = C::SECOND ? tile.v[C::SECOND ? j : 0] : A(start + offset(j) == label && !bad);
-        if constexpr (C::SMOOTH) q = share * q + ((tile.part >> j & 1) ? even : A(0));
+        if constexpr (C::SMOOTH) q = share * q + even;  // where the mask is False the answer is 0 in any case
         if constexpr (C::WEIGHTS) q *= weight_in(start, j);
         tile.x[j] = adjoint(tile.x[j], q) * factor;
       }
@@ -955,7 +926,7 @@ struct Work {
 using Instance = Config<SOFTROW_OPERATION, SOFTROW_ELEMENT, SOFTROW_LANES, SOFTROW_THREADS, SOFTROW_VECTORS, SOFTROW_HELD,
                         SOFTROW_PART, SOFTROW_FLAGS>;
 
-extern "C" __global__ void __launch_bounds__(SOFTROW_THREADS) softrow(const Call call) {
+extern "C" __global__ void __launch_bounds__(SOFTROW_THREADS, Instance::BLOCKS) softrow(const Call call) {
   __shared__ Instance::Shared shared;
   Work<Instance>(call, shared).go();
 }
