@@ -185,11 +185,14 @@ def new_rows(q: Question, rows: int, dtype: Any = np.float64) -> tuple[Laid, P.R
 
 
 def answers(
-    library: Library, q: Question, launches: Any, *, pieces: int = 1, piece: int = 0, layout: str = "rows", shift: int = 0,
+    library: Library | None, q: Question, launches: Any, *, pieces: int = 1, piece: int = 0, layout: str = "rows", shift: int = 0,
     y_layout: str | None = None, y_shift: int | None = None, mask_layout: str | None = None, in_place: bool = False,
-    seed: int = 0,
+    seed: int = 0, multiprocessors: int = 132,
 ) -> dict[str, Any]:  # fmt: skip
-    """What the kernel writes, by name, shaped like the question's arrays. Guards and canaries are looked at too."""
+    """What the kernel writes, by name, shaped like the question's arrays. Guards and canaries are looked at too.
+
+    Without launches the plan says which.
+    """
     outer, inner, n = q.x.shape
     rows, dtype = outer * inner, DTYPES[q.dtype]
     call = P.Call(rows=rows, inner=inner, n=n, pieces=pieces, piece=piece or n)
@@ -235,8 +238,13 @@ def answers(
     for name in outputs:
         written[name], target = new_rows(q, rows)
         setattr(call, name, target)
+    if launches is None:
+        found = P.plan_of(q.operation, q.dtype, q.flags, call, multiprocessors)
+        assert found is not None
+        launches, pieces, library = found.launches, found.pieces, Library(found.launches)
     workspace = np.full(rows * pieces * P.RECORD + 1, np.nan)
     call.workspace = workspace.ctypes.data
+    assert library is not None
     for launch in launches:
         library.launch(launch, call, seed)
     assert np.isnan(workspace[-1]), "written past the workspace"

@@ -182,7 +182,7 @@ def _make(
     operation: str, dtype: str, flags: int, rows: int, n: int, multiprocessors: int, aligned: bool, together: bool,
     columns: bool,
 ) -> Plan | None:  # fmt: skip
-    if dtype not in SIZES or n > LONGEST or (flags & WIDE and (operation, dtype) != ("state", "float32")):
+    if dtype not in SIZES or not 0 < n <= LONGEST or (flags & WIDE and (operation, dtype) != ("state", "float32")):
         return None
     if rows == 0:
         return Plan((), 0, 1, n)
