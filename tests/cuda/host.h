@@ -32,6 +32,9 @@ inline To same_bits(From from) {
 inline float __uint_as_float(unsigned b) { return same_bits<float>(b); }
 inline unsigned __float_as_uint(float x) { return same_bits<unsigned>(x); }
 inline double __longlong_as_double(long long b) { return same_bits<double>(b); }
+inline double __hiloint2double(int high, int low) { return same_bits<double>((uint64_t)(unsigned)high << 32 | (unsigned)low); }
+inline int __double2loint(double x) { return int(unsigned(same_bits<uint64_t>(x))); }
+inline int __double2hiint(double x) { return int(unsigned(same_bits<uint64_t>(x) >> 32)); }
 
 static bool misaligned;  // has a vector been where none may be?
 

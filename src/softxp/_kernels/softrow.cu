@@ -119,24 +119,41 @@ HERE float narrow(float, float y) { return y; }
 HERE float narrow(float, double y) { return (float)y; }
 HERE double narrow(double, double y) { return y; }
 
-// A vector: 16 bytes of numbers of memory
+// A vector: 16 bytes of numbers of memory. Put together and taken apart by bits, not through a pointer to a local: that may
+// leave the registers.
+template <class E>
+HERE E element(const uint4& raw, int i) {
+  const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
+  if constexpr (sizeof(E) == 2) return {(unsigned short)(words[i / 2] >> (i % 2 * 16))};
+  if constexpr (sizeof(E) == 4) return __uint_as_float(words[i]);
+  if constexpr (sizeof(E) == 8) return __hiloint2double(words[2 * i + 1], words[2 * i]);
+}
+template <class E>
+HERE uint4 vector_of(const E* e) {
+  if constexpr (sizeof(E) == 2)
+    return {e[0].bits | (unsigned)e[1].bits << 16, e[2].bits | (unsigned)e[3].bits << 16,
+            e[4].bits | (unsigned)e[5].bits << 16, e[6].bits | (unsigned)e[7].bits << 16};
+  if constexpr (sizeof(E) == 4)
+    return {__float_as_uint(e[0]), __float_as_uint(e[1]), __float_as_uint(e[2]), __float_as_uint(e[3])};
+  if constexpr (sizeof(E) == 8)
+    return {(unsigned)__double2loint(e[0]), (unsigned)__double2hiint(e[0]), (unsigned)__double2loint(e[1]),
+            (unsigned)__double2hiint(e[1])};
+}
 template <class E, class A>
 HERE void unpack(const uint4& raw, A* x) {
-  const E* e = reinterpret_cast<const E*>(&raw);
 #pragma unroll
-  for (int i = 0; i < int(16 / sizeof(E)); ++i) x[i] = wide(e[i]);
+  for (int i = 0; i < int(16 / sizeof(E)); ++i) x[i] = wide(element<E>(raw, i));
 }
 template <class E, class A>
 HERE uint4 pack(const A* x) {
-  uint4 raw;
   if constexpr (sizeof(E) == 2) {
-    raw = {pair(E(), x[0], x[1]), pair(E(), x[2], x[3]), pair(E(), x[4], x[5]), pair(E(), x[6], x[7])};
+    return {pair(E(), x[0], x[1]), pair(E(), x[2], x[3]), pair(E(), x[4], x[5]), pair(E(), x[6], x[7])};
   } else {
-    E* e = reinterpret_cast<E*>(&raw);
+    E e[16 / sizeof(E)];
 #pragma unroll
     for (int i = 0; i < int(16 / sizeof(E)); ++i) e[i] = narrow(E(), x[i]);
+    return vector_of(e);
   }
-  return raw;
 }
 
 #define INF __longlong_as_double(0x7ff0000000000000ll)
@@ -175,6 +192,12 @@ HERE double exponential(double d, double error) {
   return fused(e, error, e);
 }
 
+#if __CUDA_ARCH__ >= 1000  // there the compiler asks for twice the registers in a loop over tiles
+constexpr bool LOOPS_ARE_HEAVY = true;
+#else
+constexpr bool LOOPS_ARE_HEAVY = false;
+#endif
+
 // ---- an instance -----------------------------------------------------------------------------------------------------------
 
 template <int OPERATION_, class E_, int LANES_, int THREADS_, int VECTORS_, int HELD_, int PART_, int FLAGS_>
@@ -209,7 +232,7 @@ struct Config {
   static constexpr bool EXACT = sizeof(E) == sizeof(A);  // then a quotient's rounding is made good
 
   // at most 64 registers a thread keep 1024 threads on a multiprocessor; what needs more has half of them
-  static constexpr bool HEAVY = sizeof(A) == 8 || FLAGS != 0;
+  static constexpr bool HEAVY = sizeof(A) == 8 || FLAGS != 0 || (LOOPS_ARE_HEAVY && !HELD);
   static constexpr int BLOCKS = (HEAVY ? 512 : 1024) / THREADS > 0 ? (HEAVY ? 512 : 1024) / THREADS : 1;
 
   // sums over a row. REST: exp(d) of all but the maxima; TOPS: how many of these. FIT: Σ q d, for labels and for smoothing
@@ -371,18 +394,17 @@ struct Line {
 template <class E>
 HERE uint4 edge(const E* first, Long step, int low, int high, E pad) {
   constexpr int WIDTH = 16 / sizeof(E);
-  alignas(16) E e[WIDTH];
+  E e[WIDTH];
 #pragma unroll
   for (int i = 0; i < WIDTH; ++i) e[i] = i >= low && i < high ? first[i * step] : pad;
-  return *reinterpret_cast<uint4*>(e);
+  return vector_of(e);
 }
 template <class E>
 HERE void edge_store(E* first, Long step, int low, int high, uint4 raw) {
   constexpr int WIDTH = 16 / sizeof(E);
-  const E* e = reinterpret_cast<const E*>(&raw);
 #pragma unroll
   for (int i = 0; i < WIDTH; ++i)
-    if (i >= low && i < high) first[i * step] = e[i];
+    if (i >= low && i < high) first[i * step] = element<E>(raw, i);
 }
 
 HERE Long offset_of(const View& view, Long row, Long inner) {
@@ -723,6 +745,7 @@ struct Work {
       if constexpr (C::PART == LAST) {
         take_records(state);
       } else {
+#pragma unroll 1
         for (Long i = 0, count = tiles(); i < count; ++i) {
           Long start = origin + i * C::TILE;
           load(tile, start);
@@ -814,6 +837,7 @@ struct Work {
   // Σ p (v - mean), where mean is v at the maxima: a constant added to v changes nothing, and one near 1 is not lost
   HERE void find_product(Tile<C>& tile) {
     Total sum[1] = {0};
+#pragma unroll 1
     for (Long i = 0, count = C::HELD ? 1 : tiles(); i < count; ++i) {
       load_exps(tile, origin + i * C::TILE);
       A part = 0;
@@ -888,6 +912,7 @@ struct Work {
       }
     }
     // the last tile first: what was read last is still in the cache
+#pragma unroll 1
     for (Long i = C::HELD ? 0 : tiles() - 1; i >= 0; --i) {
       Long start = origin + i * C::TILE;
       load_exps(tile, start);
