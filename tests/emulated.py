@@ -1,5 +1,5 @@
-"""softrow.cu built by g++ over cuda/host.h, which runs the threads of a block as fibres; its calls, laid out in memory with guards
-around them; and the truth, which is the formulas' in numpy's longest float.
+"""softrow.cu built by g++ over cuda/host.h, which runs the threads of a block as fibres; its calls, laid out in memory with
+guards around them; and the truth, which is the formulas' in numpy's longest float.
 """
 
 import ctypes
@@ -15,13 +15,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from softxp_conformance import ulp
-from softxp_conformance.budgets import PROMISE
-from softxp_conformance.precise import DD
 
 import softxp
 from softxp import _formulas as F
 from softxp._kernels import plan as P
+from softxp_conformance import ulp
+from softxp_conformance.budgets import PROMISE
+from softxp_conformance.precise import DD
 
 SOURCE = Path(softxp.__file__).parent / "_kernels" / "softrow.cu"
 HOST = Path(__file__).parent / "cuda" / "host.h"
@@ -122,7 +122,9 @@ class Laid:
         offset = self.view.ctypes.data - self.buffer.ctypes.data
         part = other.buffer[offset % self.view.itemsize :]
         part = part[: len(part) // self.view.itemsize * self.view.itemsize].view(self.view.dtype)
-        np.lib.stride_tricks.as_strided(part[offset // self.view.itemsize :], self.view.shape, self.view.strides)[...] = 0
+        np.lib.stride_tricks.as_strided(part[offset // self.view.itemsize :], self.view.shape, self.view.strides)[
+            ...
+        ] = 0
         return bool((here == other.buffer).all())
 
     def as_view(self) -> P.View:
@@ -185,9 +187,9 @@ def new_rows(q: Question, rows: int, dtype: Any = np.float64) -> tuple[Laid, P.R
 
 
 def answers(
-    library: Library | None, q: Question, launches: Any, *, pieces: int = 1, piece: int = 0, layout: str = "rows", shift: int = 0,
-    y_layout: str | None = None, y_shift: int | None = None, mask_layout: str | None = None, in_place: bool = False,
-    seed: int = 0, multiprocessors: int = 132,
+    library: Library | None, q: Question, launches: Any, *, pieces: int = 1, piece: int = 0, layout: str = "rows",
+    shift: int = 0, y_layout: str | None = None, y_shift: int | None = None, mask_layout: str | None = None,
+    in_place: bool = False, seed: int = 0, multiprocessors: int = 132,
 ) -> dict[str, Any]:  # fmt: skip
     """What the kernel writes, by name, shaped like the question's arrays. Guards and canaries are looked at too.
 
@@ -292,7 +294,9 @@ def _truths(q: Question) -> dict[str, Truth]:
         return {"y": Truth(p, "map", gap)}
     if q.operation == "softmax":
         ct = np.asarray(q.factor, LONG)
-        g = F.logsumexp_vjp(call_formula, np, ct, None, ("x",), x, axis=axis, where=q.where, keepdims=True, **whole)["x"]
+        g = F.logsumexp_vjp(call_formula, np, ct, None, ("x",), x, axis=axis, where=q.where, keepdims=True, **whole)[
+            "x"
+        ]
         return {"y": Truth(g, "gradient", gap)}
     if q.operation == "log_softmax":
         return {"y": Truth(s.d - np.log1p(s.r), "log")}

@@ -6,7 +6,7 @@ from functools import cache
 import emulated as M
 import numpy as np
 import pytest
-from test_cuda_kernels import ROADS, asked, ask, launches, sizes
+from test_cuda_kernels import ROADS, ask, asked, launches, sizes
 
 from softxp._kernels import plan as P
 
@@ -19,10 +19,15 @@ MISTAKES = {
     "the maximum is in the sum": ("sums[C::REST] += «top ? A(0) : e»;", "e", ("log_softmax", "lanes")),
     "no maximum is in the sum": ("«s[C::TOPS] > 0 ? s[C::TOPS] - 1 : 0»", "0", ("softmax", "a warp")),
     "no barrier in a block": (
-        "cells[k * 32 + warp] = value[k];\n        «__syncthreads()»;", None, ("softmax", "a block"), ("loss", "a stream"),
+        "cells[k * 32 + warp] = value[k];\n        «__syncthreads()»;",
+        None,
+        ("softmax", "a block"),
+        ("loss", "a stream"),
     ),
     "no barrier in columns": (
-        "cells[thread] = value[k];\n        «__syncthreads()»;", None, ("softmax", "columns"),
+        "cells[thread] = value[k];\n        «__syncthreads()»;",
+        None,
+        ("softmax", "columns"),
     ),
     "no turns in a block": ("nothing);\n        «turn ^= 1»;", None, ("softmax", "a block"), BLOCK),
     "no turns in columns": ("lane]);\n        «turn ^= 1»;", None, ("softmax", "columns"), COLUMNS),
@@ -30,35 +35,88 @@ MISTAKES = {
     "an unsigned label is negative": ("«call.label_kind == -8 && label < 0»", "false", ("loss", "columns"), LANES),
     "an ignored row counts": ("dropped = «ignored» ||", "false", BLOCK, ("loss", "lanes")),
     "a row of weight 0 counts": ("(label_weight == 0 && !bad) || «sample == 0»", "false", BLOCK, COLUMNS),
-    "the head is not peeled": ("«i >= low» && i < high ? first", "true", ("softmax", "a block"), ("logsumexp", "a warp")),
+    "the head is not peeled": (
+        "«i >= low» && i < high ? first",
+        "true",
+        ("softmax", "a block"),
+        ("logsumexp", "a warp"),
+    ),
     "a number too many": ("k >= low && «k < high»", "k <= high", ("softmax", "lanes"), ("softmax", "steps")),
     "vectors anywhere": ("«reinterpret_cast<Address>(from.start + origin) % 16 == 0»", "true", ("softmax", "a block")),
     "what is past the end takes part": (
-        "bool takes_part = «r.has(offset(j))»;", "true", *((o, r) for o in P.LOSSES for r in ("pieces", "columns", "a block")),
+        "bool takes_part = «r.has(offset(j))»;",
+        "true",
+        *((o, r) for o in P.LOSSES for r in ("pieces", "columns", "a block")),
     ),
     "a masked gradient": ("«!(tile.part >> j & 1)»;", "false", ("softmax_pullback", "a block"), BLOCK, LANES),
     "a dropped row has a gradient": ("if («zero» || hidden)", "false", BLOCK, COLUMNS),
     "the label's slope is a class's": ("«!bad && !zero && owns(label)»", "false", BLOCK, COLUMNS),
     "p - 1": ("«expm1_of(label_d - log)»", "exp_of(label_d - log) - 1", BLOCK, COLUMNS),
     "p - 1 for a vector of labels": (
-        "«e == A(1) && r < A(1)»", "false", *(("loss_and_gradient", r) for r in ("a stream", "pieces", "columns", "a warp")),
+        "«e == A(1) && r < A(1)»",
+        "false",
+        *(("loss_and_gradient", r) for r in ("a stream", "pieces", "columns", "a warp")),
     ),
-    "a difference is rounded": ("«error - error == A(0) ? error : A(0)»", "A(0)", ("log_softmax", "a block"), ("softmax", "steps")),
-    "scaled with every maximum": (".d < «A(4)»", "A(0)", ("softmax", "a stream of columns"), ("logsumexp", "a stream of columns")),
-    "a lower maximum's labels": ("«s[C::V_REST] * d»", "Total(0)", *(("loss", r) for r in ("a stream", "a stream of steps", "pieces"))),
+    "a difference is rounded": (
+        "«error - error == A(0) ? error : A(0)»",
+        "A(0)",
+        ("log_softmax", "a block"),
+        ("softmax", "steps"),
+    ),
+    "scaled with every maximum": (
+        ".d < «A(4)»",
+        "A(0)",
+        ("softmax", "a stream of columns"),
+        ("logsumexp", "a stream of columns"),
+    ),
+    "a lower maximum's labels": (
+        "«s[C::V_REST] * d»",
+        "Total(0)",
+        *(("loss", r) for r in ("a stream", "a stream of steps", "pieces")),
+    ),
     "another row's pieces": ("«row * call.pieces + of_piece»", "of_piece", ("softmax", "pieces"), ("loss", "pieces")),
-    "the first row of a middle axis": ("«(row - outer * inner) * view.inner»", "0", ("softmax", "columns"), ("softmax", "lanes")),
-    "a negative temperature": ("«temper.bad ? A(NOT_A_NUMBER) : rest»", "rest", ("softmax", "steps"), ("softmax", "lanes")),
-    "a limit has a derivative": ("(m - m != A(0) || «limit»)", "false", ("softmax_pullback", "a block"), ("log_softmax_pullback", "lanes")),
+    "the first row of a middle axis": (
+        "«(row - outer * inner) * view.inner»",
+        "0",
+        ("softmax", "columns"),
+        ("softmax", "lanes"),
+    ),
+    "a negative temperature": (
+        "«temper.bad ? A(NOT_A_NUMBER) : rest»",
+        "rest",
+        ("softmax", "steps"),
+        ("softmax", "lanes"),
+    ),
+    "a limit has a derivative": (
+        "(m - m != A(0) || «limit»)",
+        "false",
+        ("softmax_pullback", "a block"),
+        ("log_softmax_pullback", "lanes"),
+    ),
     "nothing has a top": ("«m == A(-INF) ? A(NOT_A_NUMBER) : m»;", "m", ("softmax", "lanes"), ("state", "lanes")),
-    "smoothing counts the masked": ("A part = «(tile.part >> j & 1) ? A(1) : A(0)»", "A(1)", *(("loss", r) for r in ("columns", "a block", "pieces"))),
-    "a row that is not there": ("leads = «there» && ", "true", ("loss", "lanes"), ("state", "lanes"), ("logsumexp", "lanes")),
+    "smoothing counts the masked": (
+        "A part = «(tile.part >> j & 1) ? A(1) : A(0)»",
+        "A(1)",
+        *(("loss", r) for r in ("columns", "a block", "pieces")),
+    ),
+    "a row that is not there": (
+        "leads = «there» && ",
+        "true",
+        ("loss", "lanes"),
+        ("state", "lanes"),
+        ("logsumexp", "lanes"),
+    ),
     "an infinite maximum": ("return {«top ? A(0) : q»,", "q", ("softmax", "a block"), ("log_softmax", "lanes")),
     "no shift": ("const A centre = «centre_of(state.centre)»", "A(0)", ("softmax", "a block")),
-    "v is not shifted": ("«(tile.v[j] - mean)»", "tile.v[j]", ("softmax_pullback", "a warp"), ("softmax_pullback", "lanes")),
+    "v is not shifted": (
+        "«(tile.v[j] - mean)»",
+        "tile.v[j]",
+        ("softmax_pullback", "a warp"),
+        ("softmax_pullback", "lanes"),
+    ),
     "the temperature's rounding": ("+ error) * by - «q * excess»", "A(0)", *(("log_softmax", r) for r in ROADS)),
     "another owner": ("lane == «(C::STRIDES ? k : k / C::WIDTH)» % C::SIZE", "k", LANES, BLOCK),
-}  # fmt: skip
+}
 
 
 PLACES = sorted({place for _, _, *where in MISTAKES.values() for place in where})
@@ -71,7 +129,9 @@ def broken() -> M.Library:
     for number, (place, wrong, *_) in enumerate(MISTAKES.values(), 1):
         before, right, after = place.replace("»", "«").split("«")
         both = f"if (broken != {number}) {right}" if wrong is None else f"(broken == {number} ? ({wrong}) : ({right}))"
-        assert before + right + after in source, f"{before + right + after!r} is not in the source any more: mend the list"
+        assert before + right + after in source, (
+            f"{before + right + after!r} is not in the source any more: mend the list"
+        )
         source = source.replace(before + right + after, before + both + after)
     run = (
         launch

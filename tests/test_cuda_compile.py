@@ -1,5 +1,5 @@
-"""softrow.cu under NVRTC, which needs no GPU: each class of instances compiles without a header, keeps its numbers in registers,
-and moves 16 bytes at once.
+"""softrow.cu under NVRTC, which needs no GPU: each class of instances compiles without a header, keeps its numbers in
+registers, and moves 16 bytes at once.
 """
 
 import ctypes
@@ -28,7 +28,9 @@ def nvrtc() -> Any:
             (str(f.locate()) for f in files if re.fullmatch(r"libnvrtc(-builtins)?\.so[.\d]*", f.name)), reverse=True
         )
         if found:  # libnvrtc.so opens libnvrtc-builtins.so by its bare name
-            return [ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL) for path in sorted(found, key=lambda p: "builtins" not in p)][-1]
+            return [
+                ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL) for path in sorted(found, key=lambda p: "builtins" not in p)
+            ][-1]
     return None
 
 

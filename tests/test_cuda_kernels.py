@@ -114,7 +114,9 @@ def rows_of(rng: np.random.Generator, rows: int, n: int) -> np.ndarray:
     return x
 
 
-def question(operation: str, dtype: str, flags: int, outer: int, inner: int, n: int, rng: np.random.Generator) -> M.Question:
+def question(
+    operation: str, dtype: str, flags: int, outer: int, inner: int, n: int, rng: np.random.Generator
+) -> M.Question:
     shape, rows, to = (outer, inner, n), (outer, inner, 1), M.DTYPES[dtype]
     with np.errstate(all="ignore"):
         x = rows_of(rng, outer * inner, n).reshape(shape).astype(to)
@@ -134,7 +136,7 @@ def question(operation: str, dtype: str, flags: int, outer: int, inner: int, n: 
         return q
     if flags & P.SOFT:
         v = rng.random(shape) * (rng.random(shape) < 0.7)
-        v[:: 3] = 0
+        v[::3] = 0
         hot = np.argmax(np.where(np.isnan(x.astype(float)), -INF, x.astype(float)), -1)[::3]
         np.put_along_axis(v[::3], np.where(rng.random(hot.shape) < 0.6, hot, rng.integers(n))[..., None], 1, -1)
         v[rng.random((outer, inner)) < 0.1] = 0
@@ -180,7 +182,7 @@ def sizes(road: str, dtype: str) -> list[int]:
 
 
 def ask(lib: M.Library, operation: str, road: str, dtype: str, flags: int, n: int, rng: np.random.Generator) -> None:
-    lanes, threads, vectors, held, layout = ROADS[road]
+    lanes, threads, _, _, layout = ROADS[road]
     groups = 32 if lanes == P.COLUMNS else threads // lanes
     inner = int(rng.choice([5, 37] if layout == "columns" else [1, 1, 3]))
     outer = -(-int(rng.choice([groups + 1, 5, 14])) // inner) if layout != "columns" else int(rng.choice([1, 3]))

@@ -10,7 +10,27 @@ from test_cuda_kernels import question
 from softxp._kernels import plan as P
 
 SOURCE = M.SOURCE.read_text()
-NS = (1, 2, 3, 8, 31, 64, 256, 1000, 1023, 1024, 4096, 4097, 32768, 50257, 131072, 262144, 1 << 20, (1 << 31) - 1, 1 << 31)
+NS = (
+    1,
+    2,
+    3,
+    8,
+    31,
+    64,
+    256,
+    1000,
+    1023,
+    1024,
+    4096,
+    4097,
+    32768,
+    50257,
+    131072,
+    262144,
+    1 << 20,
+    (1 << 31) - 1,
+    1 << 31,
+)
 FLAGS = {
     **dict.fromkeys(P.OPERATIONS, (0, P.MASK, P.MASK | P.TEMPERATURE)),
     **dict.fromkeys(P.LOSSES, (0, P.CLASS_WEIGHT, P.SOFT, P.SMOOTHING, 63)),
@@ -53,9 +73,8 @@ def test_every_plan_can_be_launched(operation, dtype):
             for rows in (1, 2, 5, 32, 131, 132, 4096, 100_000, (1 << 33) // n + 1):
                 for aligned in (True, False):
                     for along, beside in ((1, 0), (7, 1), (2, 0)):
-                        plan = P.plan(
-                            operation, dtype, flags, rows, n, multiprocessors=132, aligned=aligned, along=along, beside=beside
-                        )
+                        how = dict(multiprocessors=132, aligned=aligned, along=along, beside=beside)
+                        plan = P.plan(operation, dtype, flags, rows, n, **how)
                         if plan is None:
                             assert rows * n > 1 << 32, "only what no memory holds may be refused"
                             continue
@@ -81,7 +100,9 @@ def test_a_row_is_read_once_where_it_fits():
 
 def test_short_rows_share_a_warp():
     for n, lanes in ((4, 1), (64, 4), (256, 16), (1000, 32)):
-        assert options(P.plan("softmax", "bfloat16", 0, 1 << 20, n, multiprocessors=132).launches[0])["LANES"] == str(lanes)
+        assert options(P.plan("softmax", "bfloat16", 0, 1 << 20, n, multiprocessors=132).launches[0])["LANES"] == str(
+            lanes
+        )
 
 
 def test_nothing_to_do_and_nothing_to_take():
@@ -102,12 +123,14 @@ def test_few_instances_serve_all():
     assert len(seen) <= 32
 
 
-# --- the contract: the same words in plan.py and softrow.cu ------------------------------------------------------------------
+# --- the contract: the same words in plan.py and softrow.cu ---------------------------------------------------------
 
 
 def fields(struct: str) -> list[str]:
     body = re.search(rf"struct {struct} {{(.*?)}};", SOURCE, re.S).group(1)
-    declared = [line.split(None, 1)[1] for line in body.replace("unsigned long long", "Address").split(";") if line.strip()]
+    declared = [
+        line.split(None, 1)[1] for line in body.replace("unsigned long long", "Address").split(";") if line.strip()
+    ]
     return [name.strip() for line in declared for name in line.split(",")]
 
 
@@ -120,8 +143,9 @@ def test_names_are_those_of_the_source():
     enums = [[part.strip() for part in body.split(",")] for body in re.findall(r"^enum {(.*?)};", SOURCE, re.M)]
     assert enums[0] == [operation.upper() for operation in P.OPERATIONS]
     assert {name: int(value) for name, value in (part.split(" = ") for part in enums[1])} == {
-        name: getattr(P, name) for name in ("MASK", "TEMPERATURE", "SOFTCAP", "SOFT", "SMOOTHING", "CLASS_WEIGHT", "WIDE", "STRIDED")
-    }  # fmt: skip
+        name: getattr(P, name)
+        for name in ("MASK", "TEMPERATURE", "SOFTCAP", "SOFT", "SMOOTHING", "CLASS_WEIGHT", "WIDE", "STRIDED")
+    }
     assert f"RECORD = {P.RECORD};" in SOURCE
 
 
@@ -130,7 +154,7 @@ def test_the_source_includes_nothing():
     assert "__ldg" not in SOURCE and "ld.global.nc." not in SOURCE and "__restrict__" not in SOURCE
 
 
-# --- as planned: the sizes of the benchmark, with the threads a GPU gets -------------------------------------------------------
+# --- as planned: the sizes of the benchmark, with the threads a GPU gets ---------------------------------------------
 
 PLANNED = (  # operation, dtype, flags, outer, inner, n, layout
     ("softmax", "bfloat16", 0, 2, 1, 50257, "rows"),

@@ -2,15 +2,15 @@
 
 A caller fills a `Call`, asks `plan` for a `Plan`, compiles each launch's `options` with NVRTC (the source includes nothing,
 and its one function is called `softrow`), and launches them in order on one stream with the `Call` as the only parameter,
-passed by value. No launch needs dynamic shared memory. `plan` answers None for what the kernels do not take.
+passed by value. No launch needs dynamic shared memory. `plan` answers None for what the kernels do not take, as rows of no numbers.
 
     operation              reads                       writes
-    softmax                x                           y; with `factor`, p times it: the derivative of logsumexp, 0 in frozen rows
+    softmax                x                           y; p times `factor` where that has an address: logsumexp's derivative
     log_softmax            x                           y
     logsumexp              x                           y: one number of x's dtype for each row (its steps outer and inner)
     state                  x                           m, r: what logsumexp = m + log1p(r) is made of
     loss                   x, labels                   loss, weight
-    loss_and_gradient      x, labels                   loss, weight, and y: the gradient. y may be x
+    loss_and_gradient      x, labels                   loss, weight, and y: the gradient. y may be x, with x's own steps
     softmax_pullback       x, v (the cotangent)        y: the cotangent of x. y may be v, or x
     log_softmax_pullback   x, v (the cotangent)        y: the same
 
@@ -29,8 +29,9 @@ apart, step 0 for one that is all rows'. A `Number` without an address is its `v
 `label_kind` is its size in bytes, negative where it is unsigned; bad ones give NaN, and are never an address.
 
 loss is `s · loss` and weight is `s · W` of docs/semantics.md, both 0 in a dropped row: "mean" is Σ loss / Σ weight. The
-gradient is that of `factor · s · loss`. Arithmetic is float32 for 16 and 32 bits, float64 for float64. v and y are fastest where
-they lie as x does: their addresses equal to x's modulo 16.
+gradient is that of `factor · s · loss`. Pullbacks start from x, not from p: an answer of 16 bits is too short for it, and p
+does not say which rows are frozen. Arithmetic is float32 for 16 and 32 bits, float64 for float64. v and y are fastest where
+they lie as x does: their addresses equal to x's modulo 16, in every row.
 """
 
 import ctypes
@@ -62,7 +63,7 @@ class Rows(ctypes.Structure):
 
 
 class Call(ctypes.Structure):
-    """softrow.cu's `Call`, field by field. Everything starts as 0: set the values of temperature, factor and sample_weight."""
+    """softrow.cu's `Call`, field by field. All starts as 0: set the values of temperature, factor and sample_weight."""
 
     _fields_ = (
         ("x", View),
