@@ -347,6 +347,7 @@ def _truths(q: Question) -> dict[str, Truth]:
         all_q = np.sum(np.abs(targets.q), -1, keepdims=True)
         more = 2 * q.z_loss * np.abs(weight) * (far + np.log1p(np.where(s.r > 0, s.r, 0)))
         size = np.abs(targets.q) * (1 - p) + p * (all_q - np.abs(targets.q) + more)
+        gap = gap + 2 * np.abs(np.where(np.isfinite(x), x, 0) / q.softcap) if q.softcap else gap  # the slope's exponent
         out["y"] = Truth(g, "gradient", gap, by * size * slope * (1 + 4 * far if q.softcap else 1))
     return out
 

@@ -2,7 +2,8 @@
 
 A caller fills a `Call`, asks `plan` for a `Plan`, compiles each launch's `options` with NVRTC (the source includes nothing,
 and its one function is called `softrow`), and launches them in order on one stream with the `Call` as the only parameter,
-passed by value. No launch needs dynamic shared memory. `plan` answers None for what the kernels do not take, as rows of no numbers.
+passed by value. No launch needs dynamic shared memory. `plan` answers None for what the
+kernels do not take, such as rows of no numbers.
 
     operation              reads                       writes
     softmax                x                           y; p times `factor` where that has an address: logsumexp's derivative
