@@ -41,7 +41,7 @@ class Library:
         text = SOURCE.read_text() if source is None else source
         lines = [f'#include "{HOST}"']
         for options, i in self.names.items():
-            config = ", ".join(option.partition("=")[2] for option in options)
+            config = ", ".join(option.partition("=")[2] for option in options if "CLUSTER=" not in option)
             lines.append(
                 f'extern "C" int run_{i}(const Call* call, long long grid, unsigned seed) '
                 f"{{ return launch<Config<{config}>>(call, grid, seed); }}"
@@ -241,7 +241,7 @@ def answers(
         written[name], target = new_rows(q, rows)
         setattr(call, name, target)
     if launches is None:
-        found = P.plan_of(q.operation, q.dtype, q.flags, call, multiprocessors)
+        found = P.plan_of(q.operation, q.dtype, q.flags, call, multiprocessors, 90)
         assert found is not None
         launches, pieces, library = found.launches, found.pieces, Library(found.launches)
     workspace = np.full(rows * pieces * P.RECORD + 1, np.nan)

@@ -13,7 +13,7 @@ import pytest
 
 from softxp._kernels import plan as P
 
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+ARCHITECTURES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 
 
 @cache
@@ -94,8 +94,9 @@ CASES = (
 @pytest.mark.parametrize("i, case", list(enumerate(CASES)), ids=["-".join(map(str, case[:5])) for case in CASES])
 def test_compiles_and_stays_in_registers(i, case):
     operation, dtype, flags, rows, n, (along, beside) = case
-    plan = P.plan(operation, dtype, flags, rows, n, multiprocessors=132, along=along, beside=beside)
-    architecture = ARCHITECTURES[i % 3]
+    architecture, capability = list(ARCHITECTURES.items())[i % 3]
+    how = dict(multiprocessors=132, capability=capability, along=along, beside=beside)
+    plan = P.plan(operation, dtype, flags, rows, n, **how)
     for launch in plan.launches:
         ptx, log = compiled(launch.options, architecture)
         registers = int(re.search(r"Used (\d+) registers", log).group(1))
@@ -103,8 +104,8 @@ def test_compiles_and_stays_in_registers(i, case):
         given = dict(option.split("=") for option in launch.options)
         of_flags = int(given["-DSOFTROW_FLAGS"])
         heavy = of_flags or dtype == "float64" or (architecture == "sm_100" and given["-DSOFTROW_HELD"] == "0")
-        assert registers <= (128 if heavy else 64)
-        assert spilled <= (128 if heavy else 16), log  # some options spill a few, which stay in the first cache
+        assert registers <= (128 if heavy else 64 if launch.block in (32, 64, 128, 256, 512, 1024) else 80)
+        assert spilled <= (128 if heavy else 32), log  # some options spill a few, which stay in the first cache
         assert "ld.global.nc" not in ptx
         if not of_flags & P.STRIDED and given["-DSOFTROW_PART"] != "LAST":
             views = 2 if flags & P.SOFT or operation in P.PULLBACKS else 1

@@ -22,6 +22,7 @@ ROADS = {
     "a block": (96, 96, 2, True, "rows"),
     "a stream": (64, 64, 1, False, "rows"),
     "pieces": (64, 64, 1, False, "rows"),
+    "a cluster": (64, 64, 2, True, "rows"),
     "columns": (P.COLUMNS, 64, 2, True, "columns"),
     "a stream of columns": (P.COLUMNS, 64, 1, False, "columns"),
     "pieces of columns": (P.COLUMNS, 64, 1, False, "columns"),
@@ -55,7 +56,7 @@ def asked(operation: str, road: str) -> list[tuple[str, int]]:
 def launches(operation: str, road: str, dtype: str, flags: int, grid: int = 1) -> list[P.Launch]:
     lanes, threads, vectors, held, layout = ROADS[road]
     flags |= P.STRIDED if layout in ("columns", "apart", "back") else 0
-    parts = ("FIRST", "LAST") if road.startswith("pieces") else ("WHOLE",)
+    parts = ("FIRST", "LAST") if road.startswith("pieces") else ("CLUSTER",) if road == "a cluster" else ("WHOLE",)
     return [P.instance(operation, dtype, flags, lanes, threads, vectors, held, grid, part) for part in parts]
 
 
@@ -177,6 +178,8 @@ def sizes(road: str, dtype: str) -> list[int]:
     tile = (lanes or threads // 32) * vectors * width
     if not held:
         return [1, 2, tile - 1, tile, tile + 1, 3 * tile + 5, 997]
+    if road == "a cluster":
+        return [1, 33, 997]
     most = tile if layout != "rows" else tile - width + 1  # rows may begin anywhere
     return sorted({n for n in (1, 2, 3, 31, 33, 61, most - 1, most) if n <= most})
 
@@ -192,6 +195,9 @@ def ask(lib: M.Library, operation: str, road: str, dtype: str, flags: int, n: in
     if road.startswith("pieces"):
         piece = -(-n // int(rng.integers(1, 5))) // width * width + width
         pieces = -(-n // piece)
+    if road == "a cluster":
+        pieces = int(rng.choice([k for k in (2, 4, 8) if n // k <= threads * 2 * width - 2 * width]))
+        piece = -(-n // pieces) // width * width + width  # the last ones may have nothing
     blocks = -(-outer * inner // groups)
     run = launches(operation, road, dtype, flags, blocks * pieces)
     if len(run) == 2 and operation in P.ROW_ANSWERS:

@@ -45,9 +45,13 @@ def looked_at(plan: P.Plan, operation: str, dtype: str, rows: int, n: int, align
     width = 16 // P.SIZES[dtype]
     assert plan.pieces * plan.piece >= n > (plan.pieces - 1) * plan.piece
     assert plan.pieces <= P.MOST_PIECES
+    cluster = "CLUSTER" in "".join(plan.launches[0].options)
     assert plan.workspace == (rows * plan.pieces * P.RECORD * 8 if len(plan.launches) == 2 else 0)
     for launch in plan.launches:
         o = options(launch)
+        assert cluster == (o["PART"] == "CLUSTER") and (
+            not cluster or o["CLUSTER"] == str(plan.pieces) in ("2", "4", "8")
+        )
         lanes, threads, vectors, held = (int(o[k]) for k in ("LANES", "THREADS", "VECTORS", "HELD"))
         assert threads == launch.block
         assert threads % 32 == 0 and 32 <= threads <= P.threads_at_most(dtype, int(o["FLAGS"]))
@@ -56,13 +60,13 @@ def looked_at(plan: P.Plan, operation: str, dtype: str, rows: int, n: int, align
         assert bool(int(o["FLAGS"]) & P.STRIDED) == (not together)
         size = threads // 32 if lanes == P.COLUMNS else lanes
         groups = 32 if lanes == P.COLUMNS else threads // lanes
-        per_row = plan.pieces if len(plan.launches) == 2 else 1
+        per_row = plan.pieces
         if o["PART"] == "LAST" and operation in P.ROW_ANSWERS:
             per_row = 1
         assert launch.grid == -(-rows // groups) * per_row
         assert 1 <= launch.grid <= P.BLOCKS
         if held:  # the worst beginning of a row leaves room
-            assert size * vectors * width >= n + (0 if aligned or not together else width - 1)
+            assert size * vectors * width >= plan.piece + (0 if aligned or not together else width - 1)
 
 
 @pytest.mark.parametrize("operation", P.OPERATIONS)
@@ -73,7 +77,10 @@ def test_every_plan_can_be_launched(operation, dtype):
             for rows in (1, 2, 5, 32, 131, 132, 4096, 100_000, (1 << 33) // n + 1):
                 for aligned in (True, False):
                     for along, beside in ((1, 0), (7, 1), (2, 0)):
-                        how = dict(multiprocessors=132, aligned=aligned, along=along, beside=beside)
+                        capability = 80 if rows % 2 else 90
+                        how = dict(
+                            multiprocessors=132, capability=capability, aligned=aligned, along=along, beside=beside
+                        )
                         plan = P.plan(operation, dtype, flags, rows, n, **how)
                         if plan is None:
                             assert rows * n > 1 << 32, "only what no memory holds may be refused"
@@ -89,6 +96,16 @@ def test_few_long_rows_are_cut():
         assert (len(plan.launches) == 2) == cut
         assert (plan.launches[0].grid > 24) == cut
     assert len(P.plan("softmax", "bfloat16", 0, 4096, 262144, multiprocessors=132).launches) == 1
+
+
+def test_a_cluster_holds_what_a_block_does_not():
+    for dtype, most in (("float16", 262144), ("float32", 262144), ("float64", 65536)):
+        for n in NS:
+            plan = P.plan("softmax", dtype, 0, 4096, n, multiprocessors=132, capability=90)
+            held = options(plan.launches[0])["HELD"]
+            assert held == str(int(n <= most)), (dtype, n)
+    assert P.plan("softmax", "float16", 0, 4096, 50257, multiprocessors=132, capability=90, aligned=False).pieces == 2
+    assert P.plan("softmax", "float16", 0, 4096, 50257, multiprocessors=132, capability=89).pieces == 1
 
 
 def test_a_row_is_read_once_where_it_fits():
@@ -169,6 +186,7 @@ PLANNED = (  # operation, dtype, flags, outer, inner, n, layout
     ("loss_and_gradient", "float32", P.SMOOTHING, 1, 2, 100001, "rows"),
     ("loss", "float16", 0, 2, 1, 32768, "rows"),
     ("softmax_pullback", "float32", 0, 2, 1, 20011, "rows"),
+    ("softmax_pullback", "float64", 0, 3, 1, 9001, "rows"),
 )
 
 

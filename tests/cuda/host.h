@@ -81,8 +81,8 @@ inline void store_vector(void* at, uint4 raw) {
 
 namespace host {
 
-enum { READY, AT_BARRIER, AT_SHUFFLE, DONE };
-constexpr int MOST = 1024;
+enum { READY, AT_BARRIER, AT_CLUSTER_BARRIER, AT_SHUFFLE, DONE };
+constexpr int MOST = 2048;  // of a block, or of all blocks of a cluster
 constexpr size_t STACK = 64 << 10;
 
 struct Fibre {
@@ -95,14 +95,17 @@ struct Fibre {
 static Fibre fibres[MOST];
 static jmp_buf scheduler;
 static char* stacks;
-static int threads, current, running, waiting;
+static int threads, of_block, current;  // all that run at once; of a block
+static unsigned first_block;
+static int waiting[MOST / 32], waiting_all;  // at the barrier of a block, of the cluster
 static uint64_t draws;
 static bool in_order;
 static int arrived[MOST / 32];
 static uint64_t given[MOST], taken[MOST];  // by a shuffle
 static void (*job)(const void* call, void* shared);
 static const void* job_call;
-static void* job_shared;
+static char* job_shared;
+static size_t shared_size;
 
 inline uint64_t draw() {
   draws ^= draws << 13;
@@ -117,14 +120,15 @@ inline void pause(int why) {
 
 inline void body() {
   for (;;) {
-    job(job_call, job_shared);
+    job(job_call, job_shared + current / of_block * shared_size);
     pause(DONE);
   }
 }
 
 inline void resume(int thread) {
   current = thread;
-  threadIdx.x = thread;
+  threadIdx.x = thread % of_block;
+  blockIdx.x = first_block + thread / of_block;
   if (_setjmp(scheduler)) return;
   Fibre& f = fibres[thread];
   if (f.begun) _longjmp(f.here, 1);
@@ -134,8 +138,9 @@ inline void resume(int thread) {
 
 // Have they not all come to the end?
 inline bool block_of_threads() {
-  int ready[MOST], count = threads, done = 0;
-  waiting = 0;
+  int ready[MOST], count = threads, done = 0, done_of[MOST / 32] = {};
+  waiting_all = 0;
+  memset(waiting, 0, sizeof waiting);
   memset(arrived, 0, sizeof arrived);
   for (int i = 0; i < threads; ++i) {
     ready[i] = in_order ? threads - 1 - i : i;
@@ -154,10 +159,19 @@ inline bool block_of_threads() {
     resume(thread);
     int warp = thread / 32, lanes = threads - warp * 32 < 32 ? threads - warp * 32 : 32;
     switch (fibres[thread].state) {
-      case DONE: ++done; break;
+      case DONE:
+        ++done;
+        if (++done_of[thread / of_block] == of_block)  // a block that has left leaves no shared memory behind
+          memset(job_shared + thread / of_block * shared_size, 0xff, shared_size);
+        break;
       case AT_BARRIER:
-        if (++waiting < threads) break;
-        waiting = 0;
+        if (++waiting[thread / of_block] < of_block) break;
+        waiting[thread / of_block] = 0;
+        for (int i = 0; i < of_block; ++i) ready[count++] = thread / of_block * of_block + i;
+        break;
+      case AT_CLUSTER_BARRIER:
+        if (++waiting_all < threads) break;
+        waiting_all = 0;
         for (int i = 0; i < threads; ++i) ready[count++] = i;
         break;
       case AT_SHUFFLE:
@@ -174,6 +188,13 @@ inline bool block_of_threads() {
 }  // namespace host
 
 inline void __syncthreads() { host::pause(host::AT_BARRIER); }
+inline void cluster_barrier() { host::pause(host::AT_CLUSTER_BARRIER); }
+
+template <class T>
+inline T of_block(const T* at, int rank) {
+  long mine = host::current / host::of_block;
+  return *reinterpret_cast<const T*>(reinterpret_cast<const char*>(at) + (rank - mine) * long(host::shared_size));
+}
 
 template <class T>
 inline T __shfl_xor_sync(unsigned, T value, int apart) {
@@ -203,17 +224,20 @@ void one_thread(const void* call, void* shared) {
 // wait at a barrier, or wait for one another; 2: a vector that does not begin at a multiple of 16 bytes.
 template <class C>
 int launch(const Call* call, long long grid, unsigned seed) {
-  static typename C::Shared shared;
-  host::threads = C::THREADS;
+  const int blocks = C::PART == CLUSTER ? int(call->pieces) : 1;  // at once
+  static typename C::Shared shared[C::PART == CLUSTER ? 8 : 1];
+  host::of_block = C::THREADS;
+  host::threads = C::THREADS * blocks;
+  host::shared_size = sizeof(typename C::Shared);
   host::in_order = seed == 0;
   host::draws = 0x9e3779b97f4a7c15ull * (seed + 1);
   host::job = one_thread<C>;
   host::job_call = call;
-  host::job_shared = &shared;
+  host::job_shared = reinterpret_cast<char*>(shared);
   misaligned = false;
-  for (long long i = 0; i < grid; ++i) {
-    memset(&shared, 0xff, sizeof shared);  // NaN
-    blockIdx.x = unsigned(seed % 2 ? grid - 1 - i : i);
+  for (long long i = 0; i < grid; i += blocks) {
+    memset(shared, 0xff, sizeof shared);  // NaN
+    host::first_block = unsigned(seed % 2 ? grid - blocks - i : i);
     if (host::block_of_threads()) return 1;
   }
   return misaligned ? 2 : 0;

@@ -140,23 +140,25 @@ def threads_at_most(dtype: str, flags: int) -> int:
 
 def instance(
     operation: str, dtype: str, flags: int, lanes: int, threads: int, vectors: int, held: bool, grid: int,
-    part: str = "WHOLE",
+    part: str = "WHOLE", cluster: int = 1,
 ) -> Launch:  # fmt: skip
     values = (operation.upper(), ELEMENTS[dtype], lanes, threads, vectors, int(held), part, flags)
     names = ("OPERATION", "ELEMENT", "LANES", "THREADS", "VECTORS", "HELD", "PART", "FLAGS")
-    return Launch(tuple(f"-DSOFTROW_{k}={v}" for k, v in zip(names, values, strict=True)), grid, threads)
+    options = tuple(f"-DSOFTROW_{k}={v}" for k, v in zip(names, values, strict=True))
+    return Launch((*options, f"-DSOFTROW_CLUSTER={cluster}") if cluster > 1 else options, grid, threads)
 
 
 def plan(
-    operation: str, dtype: str, flags: int, rows: int, n: int, *, multiprocessors: int, aligned: bool = True,
-    along: int = 1, beside: int = 0,
+    operation: str, dtype: str, flags: int, rows: int, n: int, *, multiprocessors: int, capability: int = 80,
+    aligned: bool = True, along: int = 1, beside: int = 0,
 ) -> Plan | None:  # fmt: skip
     """The plan for `rows` rows of `n` numbers.
 
-    aligned: every row of x begins at a multiple of 16 bytes. along: x's step along a row. beside: the step from one row to
-    its neighbour where that is a shorter one, else 0. `plan_of` reads these off a Call.
+    capability: 90 for 9.0, from which on blocks can be clusters. aligned: every row of x begins at a multiple of 16 bytes.
+    along: x's step along a row. beside: the step from one row to the next where that is a shorter one, else 0. `plan_of`
+    reads these off a Call.
     """
-    key = (operation, dtype, flags, rows, n, multiprocessors, aligned, along == 1, beside != 0)
+    key = (operation, dtype, flags, rows, n, multiprocessors, capability, aligned, along == 1, beside != 0)
     if key not in _plans:
         if len(_plans) > 4096:
             _plans.clear()
@@ -164,7 +166,9 @@ def plan(
     return _plans[key]
 
 
-def plan_of(operation: str, dtype: str, flags: int, call: Call, multiprocessors: int) -> Plan | None:
+def plan_of(
+    operation: str, dtype: str, flags: int, call: Call, multiprocessors: int, capability: int = 80
+) -> Plan | None:
     """The plan for a Call, into which its pieces are written. The workspace is still the caller's to find."""
     x, size, inner = call.x, SIZES[dtype], call.inner
     outer_step, inner_step, along = x.outer, x.inner, x.along
@@ -172,8 +176,8 @@ def plan_of(operation: str, dtype: str, flags: int, call: Call, multiprocessors:
     beside = inner_step if inner > 1 else outer_step
     aligned = x.address % 16 == 0 and outer_step * size % 16 == 0 and (inner == 1 or inner_step * size % 16 == 0)
     found = plan(
-        operation, dtype, flags, call.rows, call.n, multiprocessors=multiprocessors, aligned=aligned, along=along,
-        beside=beside if abs(beside) < abs(along) else 0,
+        operation, dtype, flags, call.rows, call.n, multiprocessors=multiprocessors, capability=capability,
+        aligned=aligned, along=along, beside=beside if abs(beside) < abs(along) else 0,
     )  # fmt: skip
     if found is not None:
         call.pieces, call.piece = found.pieces, found.piece
@@ -181,15 +185,16 @@ def plan_of(operation: str, dtype: str, flags: int, call: Call, multiprocessors:
 
 
 def _make(
-    operation: str, dtype: str, flags: int, rows: int, n: int, multiprocessors: int, aligned: bool, together: bool,
-    columns: bool,
+    operation: str, dtype: str, flags: int, rows: int, n: int, multiprocessors: int, capability: int, aligned: bool,
+    together: bool, columns: bool,
 ) -> Plan | None:  # fmt: skip
     if dtype not in SIZES or not 0 < n <= LONGEST or (flags & WIDE and (operation, dtype) != ("state", "float32")):
         return None
     if rows == 0:
         return Plan((), 0, 1, n)
     width, most = 16 // SIZES[dtype], vectors_at_most(operation, dtype, flags)
-    vectors = -(-(n if aligned or not together else n + width - 1) // width)  # that a row touches
+    peeled = 0 if aligned or not together else width - 1  # numbers before the first vector, at most
+    vectors = _up(n + peeled, width)  # that a row touches
     cuttable = operation != "softmax_pullback"  # whose sums are two, one after the other
     if not together:
         flags |= STRIDED
@@ -200,41 +205,53 @@ def _make(
             size *= 2
         lanes, threads, groups = COLUMNS, 32 * size, 32
         held = size * most >= vectors
-        per_thread = _enough(-(-vectors // size), most) if held else max(1, most // 2)
+        per_thread = _enough(_up(vectors, size), most) if held else max(1, most // 2)
     elif vectors <= 32 * most:
         lanes = 1
         while lanes < 32 and (lanes * 2 < vectors or lanes * most < vectors):
             lanes *= 2
         threads = 128 if rows * lanes >= 128 * multiprocessors else 32
-        size, groups, held, per_thread = lanes, threads // lanes, True, _enough(-(-vectors // lanes), most)
+        size, groups, held, per_thread = lanes, threads // lanes, True, _enough(_up(vectors, lanes), most)
     elif vectors <= threads_at_most(dtype, flags) * most:
         per_thread = max(1, most // 2)
-        threads = _round(-(-vectors // per_thread))
+        threads = _round(_up(vectors, per_thread))
         if threads > 512 or threads * per_thread < vectors:
             per_thread = most
-            threads = _round(-(-vectors // per_thread))
+            threads = _round(_up(vectors, per_thread))
         size, lanes, groups, held = threads, threads, 1, True
     else:
         size = lanes = threads = STREAM
         groups, held, per_thread = 1, False, max(1, most // 2)
 
-    blocks = -(-rows // groups)
+    blocks = _up(rows, groups)
     if n * SIZES[dtype] >= WORTH_CUTTING and 2 * blocks <= multiprocessors and cuttable:
         per_thread = max(1, most // 2)
         if lanes != COLUMNS:
             lanes = threads = size = CUT
         tile = size * per_thread * width
-        pieces = min(MOST_PIECES, -(-n // tile), -(-4 * multiprocessors // blocks))
-        piece = -(-n // pieces)
-        piece = -(-piece // width) * width  # so that pieces begin where the row's own vectors do
-        pieces = -(-n // piece)
+        pieces = min(MOST_PIECES, _up(n, tile), _up(4 * multiprocessors, blocks))
+        piece = _up(n, pieces)
+        piece = _up(piece, width) * width  # so that pieces begin where the row's own vectors do
+        pieces = _up(n, piece)
         shape = (operation, dtype, flags, lanes, threads, per_thread, False)
         finishing = blocks if operation in ROW_ANSWERS else blocks * pieces
         first = instance(*shape, grid=blocks * pieces, part="FIRST")
         return Plan((first, instance(*shape, grid=finishing, part="LAST")), rows * pieces * RECORD * 8, pieces, piece)
+    if not held and lanes != COLUMNS and capability >= 90:
+        for cluster in (2, 4, 8):
+            piece = _up(_up(n, cluster), width) * width
+            vectors = _up(piece + peeled, width)
+            each = _round(_up(vectors, most))
+            if _up(n, piece) == cluster and each <= threads_at_most(dtype, flags) and each * most >= vectors:
+                launch = instance(operation, dtype, flags, each, each, most, True, rows * cluster, "CLUSTER", cluster)
+                return Plan((launch,), 0, cluster, piece) if rows * cluster <= BLOCKS else None
     if blocks > BLOCKS:
         return None
     return Plan((instance(operation, dtype, flags, lanes, threads, per_thread, held, blocks),), 0, 1, n)
+
+
+def _up(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def _enough(vectors: int, most: int) -> int:
@@ -245,4 +262,4 @@ def _enough(vectors: int, most: int) -> int:
 def _round(threads: int) -> int:
     """Up to whole warps, and of many to a few sizes: each is another instance to compile."""
     step = 32 if threads <= 128 else 64 if threads <= 256 else 128
-    return min(1024, -(-threads // step) * step)
+    return min(1024, _up(threads, step) * step)

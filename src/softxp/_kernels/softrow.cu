@@ -9,7 +9,8 @@
 //
 // A *group* of threads shares a row: some lanes of a warp, a block, or (columns) the threads of a block that have one lane
 // number, so that neighbouring threads take neighbouring rows. It takes a row in *tiles*, one unless the row is too long to be
-// held in registers. A long row may be cut into pieces: one launch gathers, a second finishes.
+// held in registers. A long row may be cut into pieces, a block each: either one launch gathers and a second finishes, or the
+// blocks are a cluster, which joins its sums through one another's shared memory.
 //
 // Nothing is read by ld.global.nc, since y may be x. No thread leaves before the last barrier.
 
@@ -46,7 +47,7 @@ struct Call {
 
 enum { SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, STATE, LOSS, LOSS_AND_GRADIENT, SOFTMAX_PULLBACK, LOG_SOFTMAX_PULLBACK };
 enum { MASK = 1, TEMPERATURE = 2, SOFTCAP = 4, SOFT = 8, SMOOTHING = 16, CLASS_WEIGHT = 32, WIDE = 64, STRIDED = 128 };
-enum { WHOLE, FIRST, LAST };  // of a row in pieces: the launch that gathers, the one that finishes
+enum { WHOLE, FIRST, LAST, CLUSTER };  // of a row in pieces: the launch that gathers, the one that finishes; both in one
 constexpr int RECORD = 12;    // float64 of workspace for a piece
 
 // ---- numbers: what lies in memory, and the arithmetic ----------------------------------------------------------------------
@@ -108,6 +109,23 @@ HERE void store_vector(void* at, uint4 raw) {
                :
                : "l"(at), "r"(raw.x), "r"(raw.y), "r"(raw.z), "r"(raw.w)
                : "memory");
+}
+// The blocks of a cluster: all wait for all; and a number at the same place in the shared memory of another
+HERE void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+template <class T>
+HERE T of_block(const T* at, int rank) {
+  T value = 0;
+#if __CUDA_ARCH__ >= 900
+  unsigned here = (unsigned)__cvta_generic_to_shared(at), there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
+  if constexpr (sizeof(T) == 4) asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(there) : "memory");
+  else asm volatile("ld.shared::cluster.f64 %0, [%1];" : "=d"(value) : "r"(there) : "memory");
+#endif
+  return value;
 }
 #endif
 
@@ -240,6 +258,7 @@ struct Config {
   static constexpr int OF_V = SCORE + HARD, V_REST = OF_V, V_TOPS = OF_V + 1, V_FIT = OF_V + 2;
   static constexpr int OF_PART = OF_V + 3 * SECOND, P_REST = OF_PART, P_TOPS = OF_PART + 1, P_FIT = OF_PART + 2;
   static constexpr int COUNT = OF_PART + 3, SUMS = OF_PART + 4 * SMOOTH;
+  static_assert(PART != CLUSTER || (HELD && SIZE == THREADS), "a cluster holds its row");
   static_assert(SUMS < RECORD, "a record is m and all sums");
   static_assert(N <= 32, "which of them take part is said by 32 bits");
 
@@ -256,6 +275,7 @@ struct Config {
 
   struct Shared {  // two halves that take turns: a barrier then stands between any write and the reads before it
     double cells[2][COLUMNS ? THREADS : SIZE > 32 ? 32 * SUMS : 1];
+    double of_block[2][PART == CLUSTER ? SUMS : 1];
   };
 };
 
@@ -277,6 +297,7 @@ struct Add {
 template <class C>
 struct Group {
   typename C::Shared& shared;
+  int blocks;  // of a cluster
   int turn;
 
   // `value` of all threads, joined; each thread gets the same answer, to the last bit
@@ -306,6 +327,15 @@ struct Group {
         __syncthreads();
 #pragma unroll
         for (int k = 0; k < K; ++k) value[k] = in_warp<Join>(lane < C::SIZE / 32 ? cells[k * 32 + lane] : nothing);
+        if constexpr (C::PART == CLUSTER) {
+          T* ours = reinterpret_cast<T*>(shared.of_block[turn]);
+          if (thread == 0)
+#pragma unroll
+            for (int k = 0; k < K; ++k) ours[k] = value[k];
+          cluster_barrier();
+#pragma unroll
+          for (int k = 0; k < K; ++k) value[k] = in_warp<Join>(lane < blocks ? of_block(ours + k, lane) : nothing);
+        }
         turn ^= 1;
       }
     }
@@ -498,7 +528,7 @@ struct Work {
   A even = 0, all_q = 0, rest_q = 0, more = 0, label_d = 0;
   A mean = 0, product = 0;  // of softmax's pullback: v at the maxima, and Σ p (v - mean)
 
-  HERE Work(const Call& given, typename C::Shared& shared) : call(given), group{shared, 0} {
+  HERE Work(const Call& given, typename C::Shared& shared) : call(given), group{shared, int(given.pieces), 0} {
     int thread = threadIdx.x;
     Long block = blockIdx.x;
     piece = C::PART == WHOLE || (C::PART == LAST && !C::ANSWERS) ? 0 : block % call.pieces;
@@ -941,6 +971,7 @@ struct Work {
         if (leads) put(call.m, row, m), put(call.r, row, r);
       if constexpr (C::OPERATION == SOFTMAX_PULLBACK) find_product(tile);
       if constexpr (C::ANSWERS) finish(tile);
+      if constexpr (C::PART == CLUSTER) cluster_barrier();  // nobody leaves while another may read its shared memory
     }
   }
 };
@@ -951,7 +982,13 @@ struct Work {
 using Instance = Config<SOFTROW_OPERATION, SOFTROW_ELEMENT, SOFTROW_LANES, SOFTROW_THREADS, SOFTROW_VECTORS, SOFTROW_HELD,
                         SOFTROW_PART, SOFTROW_FLAGS>;
 
-extern "C" __global__ void __launch_bounds__(SOFTROW_THREADS, Instance::BLOCKS) softrow(const Call call) {
+#ifdef SOFTROW_CLUSTER  // blocks in a cluster
+#define OF_CLUSTER __cluster_dims__(SOFTROW_CLUSTER, 1, 1)
+#else
+#define OF_CLUSTER
+#endif
+
+extern "C" __global__ void OF_CLUSTER __launch_bounds__(SOFTROW_THREADS, Instance::BLOCKS) softrow(const Call call) {
   __shared__ Instance::Shared shared;
   Work<Instance>(call, shared).go();
 }
