@@ -75,7 +75,7 @@ MISTAKES = {
         ("log_softmax", "a block"),
         ("softmax", "steps"),
     ),
-    "scaled with every maximum": (".d < «A(4)»", "A(0)", *((o, "a stream of columns") for o in P.OPERATIONS)),
+    "scaled with every maximum": (".d < «A(4)»", "A(0)", ("softmax", "a stream of columns")),
     "a lower maximum's labels": (
         "«s[C::V_REST] * d»",
         "Total(0)",
