@@ -70,7 +70,7 @@ def build(source: str, main: str) -> Path:
             (folder / f"{name}.cu").write_text(source)
             (folder / f"{name}.cpp").write_text(main)
             command = [
-                str(COMPILER), "-std=c++17", "-O0", "-ffp-contract=off", "-shared", "-fPIC", "-w",
+                str(COMPILER), "-std=c++17", "-O0", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-shared", "-fPIC", "-w",
                 f'-DSOURCE="{folder / name}.cu"', str(folder / f"{name}.cpp"), "-o", str(folder / f"{name}.new"),
             ]  # fmt: skip
             done = subprocess.run(command, capture_output=True, text=True)

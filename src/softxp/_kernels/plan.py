@@ -96,7 +96,9 @@ class Call(ctypes.Structure):
 
 
 class Launch(NamedTuple):
-    options: tuple[str, ...]  # for NVRTC, beside --gpu-architecture and -std=c++17; fast math would undo the compensations
+    options: tuple[
+        str, ...
+    ]  # for NVRTC, beside --gpu-architecture and -std=c++17; fast math would undo the compensations
     grid: int  # blocks, along x
     block: int  # threads in a block
 
