@@ -1,6 +1,6 @@
-// CUDA, as far as softrow.cu asks for it, on a CPU: the threads of a block are fibres that take turns in an order drawn anew
-// at every switch, and stop at barriers and shuffles. Blocks run one after the other, in any order. What it cannot see: two threads
-// of a warp that race through shared memory (compute-sanitizer's racecheck can, on a GPU).
+// CUDA, as far as softrow.cu asks for it, on a CPU: the threads of a block, or of a cluster's blocks, are fibres that take
+// turns in an order drawn anew at every switch, and stop at barriers and shuffles. What it cannot see: two threads of a warp
+// that race through shared memory (compute-sanitizer's racecheck can, on a GPU).
 #include <cmath>
 #include <csetjmp>
 #include <cstdint>
@@ -32,7 +32,9 @@ inline To same_bits(From from) {
 inline float __uint_as_float(unsigned b) { return same_bits<float>(b); }
 inline unsigned __float_as_uint(float x) { return same_bits<unsigned>(x); }
 inline double __longlong_as_double(long long b) { return same_bits<double>(b); }
-inline double __hiloint2double(int high, int low) { return same_bits<double>((uint64_t)(unsigned)high << 32 | (unsigned)low); }
+inline double __hiloint2double(int high, int low) {
+  return same_bits<double>((uint64_t)(unsigned)high << 32 | (unsigned)low);
+}
 inline int __double2loint(double x) { return int(unsigned(same_bits<uint64_t>(x))); }
 inline int __double2hiint(double x) { return int(unsigned(same_bits<uint64_t>(x) >> 32)); }
 
@@ -146,7 +148,8 @@ inline bool block_of_threads() {
     ready[i] = in_order ? threads - 1 - i : i;
     fibres[i].state = READY;
     if (fibres[i].begun) continue;
-    if (!stacks) stacks = (char*)mmap(nullptr, MOST * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    constexpr int LAZY = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    if (!stacks) stacks = (char*)mmap(nullptr, MOST * STACK, PROT_READ | PROT_WRITE, LAZY, -1, 0);
     getcontext(&fibres[i].first);
     fibres[i].first.uc_stack.ss_sp = stacks + i * STACK;
     fibres[i].first.uc_stack.ss_size = STACK;
@@ -220,8 +223,8 @@ void one_thread(const void* call, void* shared) {
   Work<C>(*static_cast<const Call*>(call), *static_cast<typename C::Shared*>(shared)).go();
 }
 
-// Run a grid. seed 0: threads and blocks in order; other seeds draw another order each. 0: done; 1: some threads left while others
-// wait at a barrier, or wait for one another; 2: a vector that does not begin at a multiple of 16 bytes.
+// Run a grid. seed 0: threads and blocks in order; other seeds draw another order each. 0: done; 1: some threads left while
+// others wait at a barrier, or wait for one another; 2: a vector that does not begin at a multiple of 16 bytes.
 template <class C>
 int launch(const Call* call, long long grid, unsigned seed) {
   const int blocks = C::PART == CLUSTER ? int(call->pieces) : 1;  // at once

@@ -1,5 +1,5 @@
-// The softmax family, row by row, on CUDA. One source without includes; plan.py says what it does and picks an instance, which
-// -D macros describe (at the end). The mathematics is that of _formulas.py, in its letters.
+// The softmax family, row by row, on CUDA. One source without includes. plan.py says what it does and picks an instance,
+// which -D macros describe (at the end). The mathematics is that of _formulas.py, in its letters.
 //
 // A row goes through three steps, whatever the operation:
 //
@@ -7,17 +7,17 @@
 //     settle   what all of the row's numbers need: m, r, factors
 //     finish   each number's answer
 //
-// A *group* of threads shares a row: some lanes of a warp, a block, or (columns) the threads of a block that have one lane
-// number, so that neighbouring threads take neighbouring rows. It takes a row in *tiles*, one unless the row is too long to be
-// held in registers. A long row may be cut into pieces, a block each: either one launch gathers and a second finishes, or the
-// blocks are a cluster, which joins its sums through one another's shared memory.
+// A *group* of threads shares a row: some lanes of a warp, a block, or (columns) the threads of a block that have one
+// lane number, so that neighbouring threads take neighbouring rows. It takes a row in *tiles*: one, unless the row is too
+// long to be held in registers. A long row may be cut into pieces, a block each: either one launch gathers and a second
+// finishes, or the blocks are a cluster, which joins its sums through one another's shared memory.
 //
 // Nothing is read by ld.global.nc, since y may be x. No thread leaves before the last barrier.
 
 typedef long long Long;
 typedef unsigned long long Address;
 
-// ---- the call: plan.py has the same fields in the same order --------------------------------------------------------------
+// ---- the call: plan.py has the same fields in the same order --------------------------------------------------------
 
 struct View {
   Address address;
@@ -47,10 +47,10 @@ struct Call {
 
 enum { SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, STATE, LOSS, LOSS_AND_GRADIENT, SOFTMAX_PULLBACK, LOG_SOFTMAX_PULLBACK };
 enum { MASK = 1, TEMPERATURE = 2, SOFTCAP = 4, SOFT = 8, SMOOTHING = 16, CLASS_WEIGHT = 32, WIDE = 64, STRIDED = 128 };
-enum { WHOLE, FIRST, LAST, CLUSTER };  // of a row in pieces: the launch that gathers, the one that finishes; both in one
+enum { WHOLE, FIRST, LAST, CLUSTER };  // of a row in pieces: the launch that gathers, that finishes; both in one
 constexpr int RECORD = 12;    // float64 of workspace for a piece
 
-// ---- numbers: what lies in memory, and the arithmetic ----------------------------------------------------------------------
+// ---- numbers: what lies in memory, and the arithmetic ---------------------------------------------------------------
 
 struct Half {
   unsigned short bits;
@@ -137,8 +137,8 @@ HERE float narrow(float, float y) { return y; }
 HERE float narrow(float, double y) { return (float)y; }
 HERE double narrow(double, double y) { return y; }
 
-// A vector: 16 bytes of numbers of memory. Put together and taken apart by bits, not through a pointer to a local: that may
-// leave the registers.
+// A vector: 16 bytes of numbers of memory. Put together and taken apart by bits: a pointer to a local may take it out of
+// the registers.
 template <class E>
 HERE E element(const uint4& raw, int i) {
   const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
@@ -190,7 +190,7 @@ HERE double tanh_of(double x) { return tanh(x); }
 HERE float exp_of(float x) { return expf(x); }
 HERE double exp_of(double x) { return exp(x); }
 
-// exp(d + error) for d <= 0, where `error` is what rounding took from d. The product with log2(e) comes after the shift.
+// exp(d + error) for d <= 4, where `error` is what rounding took from d. The product with log2(e) comes after the shift.
 template <class E>
 HERE float exponential(float d, float error) {
   constexpr float log2e = 1.44269502f, log2e_low = 1.92596303e-8f, ln2 = 0.693147182f;
@@ -216,7 +216,7 @@ constexpr bool LOOPS_ARE_HEAVY = true;
 constexpr bool LOOPS_ARE_HEAVY = false;
 #endif
 
-// ---- an instance -----------------------------------------------------------------------------------------------------------
+// ---- an instance ----------------------------------------------------------------------------------------------------
 
 template <int OPERATION_, class E_, int LANES_, int THREADS_, int VECTORS_, int HELD_, int PART_, int FLAGS_>
 struct Config {
@@ -242,7 +242,8 @@ struct Config {
   static constexpr bool HARD = LOSSES && !(FLAGS & SOFT), SMOOTH = LOSSES && (FLAGS & SMOOTHING) != 0;
   static constexpr bool SECOND = (LOSSES && !HARD) || OPERATION >= SOFTMAX_PULLBACK;  // is v read?
   static constexpr bool WEIGHTS = LOSSES && (FLAGS & CLASS_WEIGHT) != 0, CAP = LOSSES && (FLAGS & SOFTCAP) != 0;
-  static constexpr bool ADJOINT = OPERATION == LOG_SOFTMAX_PULLBACK || (OPERATION == LOSS_AND_GRADIENT && (SECOND || SMOOTH));
+  static constexpr bool ADJOINT =
+      OPERATION == LOG_SOFTMAX_PULLBACK || (OPERATION == LOSS_AND_GRADIENT && (SECOND || SMOOTH));
   static constexpr bool GRADIENT = OPERATION >= LOSS_AND_GRADIENT;
   static constexpr bool ANSWERS = OPERATION < LOGSUMEXP || GRADIENT;  // is there an answer for each number?
   static constexpr bool TEMPERED = (FLAGS & TEMPERATURE) != 0, MASKED = (FLAGS & MASK) != 0;
@@ -253,7 +254,7 @@ struct Config {
   static constexpr bool HEAVY = sizeof(A) == 8 || FLAGS != 0 || (LOOPS_ARE_HEAVY && !HELD);
   static constexpr int BLOCKS = (HEAVY ? 512 : 1024) / THREADS > 0 ? (HEAVY ? 512 : 1024) / THREADS : 1;
 
-  // sums over a row. REST: exp(d) of all but the maxima; TOPS: how many of these. FIT: Σ q d, for labels and for smoothing
+  // sums over a row. REST: exp(d) of all but the maxima; TOPS: how many of these; FIT: Σ q d, of labels, of smoothing
   static constexpr int REST = 0, TOPS = 1, SCORE = 2;  // the label's score: one thread has it, so its sum is it
   static constexpr int OF_V = SCORE + HARD, V_REST = OF_V, V_TOPS = OF_V + 1, V_FIT = OF_V + 2;
   static constexpr int OF_PART = OF_V + 3 * SECOND, P_REST = OF_PART, P_TOPS = OF_PART + 1, P_FIT = OF_PART + 2;
@@ -279,7 +280,7 @@ struct Config {
   };
 };
 
-// ---- a group of threads ----------------------------------------------------------------------------------------------------
+// ---- a group of threads ---------------------------------------------------------------------------------------------
 
 struct Largest {
   template <class T>
@@ -357,7 +358,7 @@ struct Group {
   }
 };
 
-// ---- distances from the maximum, in every corner -----------------------------------------------------------------------------
+// ---- distances from the maximum, in every corner --------------------------------------------------------------------
 
 template <class A>
 struct Distance {
@@ -368,7 +369,7 @@ template <class C>
 struct Temper {
   using A = typename C::A;
 
-  A t = 1, inverse = 1, excess = 0;  // the temperature is t (1 + excess); its limits 0 and inf have the inverse inf and 0
+  A t = 1, inverse = 1, excess = 0;  // the temperature is t (1 + excess); the inverse of its limits is inf and 0
   bool limit = false;
   bool bad = false;  // negative or NaN
 
@@ -410,7 +411,7 @@ struct Temper {
   HERE bool frozen(A m) const { return m == m && (m - m != A(0) || limit) && t == t; }
 };
 
-// ---- a row in memory ---------------------------------------------------------------------------------------------------------
+// ---- a row in memory ------------------------------------------------------------------------------------------------
 
 template <class E>
 struct Line {
@@ -484,7 +485,7 @@ struct Reach {
   HERE bool has(int k) const { return k >= low && k < high; }
 };
 
-// ---- the work of a group -----------------------------------------------------------------------------------------------------
+// ---- the work of a group --------------------------------------------------------------------------------------------
 
 template <class C>
 struct Tile {
@@ -511,7 +512,7 @@ struct Work {
   int lane;     // of the group
   bool there;   // is there such a row?
   bool leads;   // does this thread speak for its row?
-  Long row, piece, begin, end, origin;  // the group's part of the row; where its first tile begins, perhaps before `begin`
+  Long row, piece, begin, end, origin;  // the group's part of the row; where its first tile begins, at or before `begin`
   Line<E> x, v, y;
   Line<const unsigned char> mask;
   Temper<C> temper;
@@ -716,8 +717,8 @@ struct Work {
     for (int k = 0; k < C::SUMS; ++k) state.sums[k] += sums[k];
   }
 
-  // The same sums, as they are with a higher maximum. REST stays where it is while that is near: were it scaled for every new
-  // maximum, the roundings of a row that climbs would add up.
+  // The same sums, as they are with a higher maximum. REST stays where it is while that is near: were it scaled for every
+  // new maximum, the roundings of a row that climbs would add up.
   HERE void raise(State<C>& state, A m, bool centred) const {
     Total* s = state.sums;
     if (m > state.m) {
@@ -976,11 +977,11 @@ struct Work {
   }
 };
 
-// ---- the instance that the -D macros describe --------------------------------------------------------------------------------
+// ---- the instance that the -D macros describe -----------------------------------------------------------------------
 
 #ifdef SOFTROW_OPERATION
-using Instance = Config<SOFTROW_OPERATION, SOFTROW_ELEMENT, SOFTROW_LANES, SOFTROW_THREADS, SOFTROW_VECTORS, SOFTROW_HELD,
-                        SOFTROW_PART, SOFTROW_FLAGS>;
+using Instance = Config<SOFTROW_OPERATION, SOFTROW_ELEMENT, SOFTROW_LANES, SOFTROW_THREADS, SOFTROW_VECTORS,
+                        SOFTROW_HELD, SOFTROW_PART, SOFTROW_FLAGS>;
 
 #ifdef SOFTROW_CLUSTER  // blocks in a cluster
 #define OF_CLUSTER __cluster_dims__(SOFTROW_CLUSTER, 1, 1)
