@@ -190,7 +190,9 @@ def ask(lib: M.Library, operation: str, road: str, dtype: str, flags: int, n: in
     lanes, threads, _, _, layout = ROADS[road]
     groups = 32 if lanes == P.COLUMNS else threads // lanes
     inner = int(rng.choice([5, 37] if layout == "columns" else [1, 1, 3]))
-    outer = -(-int(rng.choice([groups + 1, 5, 14])) // inner) if layout != "columns" else int(rng.choice([1, 3]))
+    outer = -(-int(rng.choice([groups + 1, 5, 14])) // inner)
+    if layout == "columns":
+        outer = int(rng.choice([1, 3 if n < 100 else 2]))
     q = question(operation, dtype, flags, outer, inner, n, rng)
     width = 16 // P.SIZES[dtype]
     pieces, piece = 1, n
