@@ -585,12 +585,36 @@ def test_torch_linear_cross_entropy_takes_the_sweep(gpu, torch):
     torch.testing.assert_close(grads, torch.autograd.grad(own, (hidden, kernel)), rtol=1e-4, atol=1e-6)
 
 
+def test_torch_without_an_autograd(gpu, torch):
+    x, labels = torch.randn(4, 7, dtype=torch.float64), torch.tensor([1, 2, -100, 6])
+    loss, g = softxp.value_and_grad(softxp.cross_entropy)(x, labels)
+    z = x.clone().requires_grad_()
+    own = torch.nn.functional.cross_entropy(z, labels)
+    torch.testing.assert_close((loss, g), (own, torch.autograd.grad(own, z)[0]))
+    y, pullback = softxp.vjp(softxp.log_softmax, x)
+    (got,) = pullback(g)
+    torch.testing.assert_close(got, g - torch.softmax(x, -1) * g.sum(-1, keepdim=True))
+    assert names(gpu) == ["loss_and_gradient", "log_softmax", "log_softmax_pullback"]
+    softxp.vjp(softxp.log_softmax, z)[1](g)[0].sum().backward()  # where one follows, it still does
+    assert z.grad is not None
+
+
 def test_torch_strides(gpu, torch):
     x = torch.randn(5, 3, 4)
     for view in (x.permute(2, 0, 1), x[:, :, ::2], x.expand(2, 5, 3, 4), x[:, 1:, :]):
         for axis in range(view.ndim):
             torch.testing.assert_close(softxp.log_softmax(view, axis=axis), torch.log_softmax(view, axis))
     assert set(names(gpu)) == {"log_softmax"}
+
+
+def test_make_gpu_refuses_without_a_gpu():
+    script = Path(__file__).parent.parent / ".ci" / "gpu"
+    done = subprocess.run(
+        [script], env={"PATH": "/usr/bin:/bin", "PYTHON": "false"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("make gpu needs an NVIDIA GPU")
+    assert len(done.stderr.splitlines()) == 1
 
 
 # --- the real NVRTC, where it is installed ----------------------------------------------------------------------------

@@ -480,11 +480,39 @@ def _put(value: Any, like: Any) -> Any:
     return torch.asarray(value, device=like.device)
 
 
+def _pullback(name: str) -> Callable[..., Any]:
+    """For softxp.vjp, where no autograd follows what it computes."""
+
+    def pull(ct: Any, y: Any, wanted: Any, **values: Any) -> Any:
+        if _compiling() or _followed({**values, "ct": ct, "y": y}):
+            return NotImplemented
+        road = _road(values["x"])
+        rows = road.pullback.get(name)
+        return NotImplemented if rows is None else rows(road.host, ct, y, wanted, **values)
+
+    return pull
+
+
+def _sweep(name: str) -> Callable[..., Any]:
+    """For softxp.value_and_grad, likewise."""
+
+    def sweep(**values: Any) -> Any:
+        if _compiling() or _followed(values):
+            return NotImplemented
+        road = _road(values["x"])
+        rows = road.sweep.get(name)
+        return NotImplemented if rows is None else rows(road.host, **values)
+
+    return sweep
+
+
 BACKEND = Backend(
     name="torch",
     xp=XP,
     lift=_lift,
     kernels={"softmax": _softmax},
+    pullbacks={name: _pullback(name) for name in _cuda.PULLBACK},
+    sweeps={name: _sweep(name) for name in _cuda.SWEEP},
     state=_state,
     rows=lambda x: not _compiling() and _road(x) is not NONE,
     serves=lambda name, x: x.is_cpu or _warm.cuda,
@@ -505,11 +533,7 @@ def _call(name: str, **values: Any) -> Any:
 
 
 def _swept(name: str, **values: Any) -> Any:
-    if torch.is_grad_enabled() or _compiling() or _transformed():
-        return NotImplemented
-    road = _road(values["x"])
-    sweep = road.sweep.get(name)
-    return NotImplemented if sweep is None else sweep(road.host, **values)
+    return NotImplemented if torch.is_grad_enabled() or _compiling() else BACKEND.sweeps[name](**values)
 
 
 XP.call, XP.swept = _call, _swept
