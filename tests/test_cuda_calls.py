@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import emulated as kernels
 import numpy as np
 import pretend
 import pytest
@@ -280,6 +281,45 @@ def test_nothing_counted_and_bad_labels(gpu):
         bad = y == 9
         assert (np.isnan(host(gradient)).all(-1) == bad).all()
         assert (host(gradient)[y == -100] == 0).all()
+
+
+@pytest.mark.skipif(kernels.COMPILER is None, reason="softrow.cu is built here by g++, which is not there")
+def test_the_kernels_read_the_calls_as_they_are_filled(gpu):
+    """The same calls by softrow.cu itself, built for this processor."""
+    cp, noted = gpu.cupy, {}
+    x, y = normal(5, 3, 40), np.asarray([[1, 2, -100]] * 5)
+    w, s, t = normal(40) ** 2, normal(5, 1) ** 2, np.full((5, 3, 1), 0.75, np.float32)
+    every = dict(
+        where=x > -1, temperature=t, softcap=5.0, label_smoothing=0.1, class_weight=w, sample_weight=s, z_loss=0.01
+    )
+
+    def calls():
+        def there(**how):
+            return {k: cp.asarray(v) if isinstance(v, np.ndarray) else v for k, v in how.items()}
+
+        def pulled(fn, *arrays, **how):
+            out, pullback = softxp.vjp(fn, *map(cp.asarray, arrays), argnums=0, **there(**how))
+            return out, pullback(cp.asarray(normal(*out.shape, seed=3)))[0]
+
+        yield from pulled(softxp.softmax, x, axis=1, where=x > -1)
+        yield from pulled(softxp.log_softmax, np.asfortranarray(x), axis=(1, 2))
+        yield from pulled(softxp.logsumexp, x[:, :, ::-2], axis=2)
+        yield from pulled(softxp.cross_entropy, x, y, axis=2, reduction="none", **every)
+        yield from softxp.value_and_grad(softxp.cross_entropy)(cp.asarray(x), cp.asarray(y))
+        yield from LogSumExp.from_array(cp.asarray(normal(2, 70_000)))
+
+    def noting(launch):
+        noted[launch.options] = P.Launch(launch.options, launch.grid, launch.block)
+        pretend.by_formulas(launch)
+
+    gpu.driver.execute = noting
+    wants = list(calls())
+    library = kernels.Library(noted.values())
+    gpu.driver.execute = lambda launch: library.launch(
+        P.Launch(launch.options, launch.grid, launch.block), launch.call, 0
+    )
+    for got, want in zip(calls(), wants, strict=True):
+        agree(got, np.asarray(want.view(np.ndarray)))
 
 
 def test_conformance():
@@ -591,8 +631,7 @@ def test_torch_without_an_autograd(gpu, torch):
     z = x.clone().requires_grad_()
     own = torch.nn.functional.cross_entropy(z, labels)
     torch.testing.assert_close((loss, g), (own, torch.autograd.grad(own, z)[0]))
-    y, pullback = softxp.vjp(softxp.log_softmax, x)
-    (got,) = pullback(g)
+    (got,) = softxp.vjp(softxp.log_softmax, x)[1](g)
     torch.testing.assert_close(got, g - torch.softmax(x, -1) * g.sum(-1, keepdim=True))
     assert names(gpu) == ["loss_and_gradient", "log_softmax", "log_softmax_pullback"]
     softxp.vjp(softxp.log_softmax, z)[1](g)[0].sum().backward()  # where one follows, it still does

@@ -1,5 +1,5 @@
-"""What only a GPU can show: real launches, on real streams. Skipped without one. `make gpu` runs it, and the tests named small once
-more under compute-sanitizer.
+"""What only a GPU can show: real launches, on real streams. Skipped without one. `make gpu` runs it, and the tests named
+small once more under compute-sanitizer.
 """
 
 from concurrent.futures import ThreadPoolExecutor

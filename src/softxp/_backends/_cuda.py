@@ -140,7 +140,7 @@ class Work(Layout):
         """Launch it. False where the kernels do not take the call."""
         device, call, number = self.device, self.call, self.device.gpu(self.x)
         gpu = cuda.gpu(number)
-        plan = P.plan_of(operation, self.kind, self.flags, call, gpu.multiprocessors)
+        plan = P.plan_of(operation, self.kind, self.flags, call, gpu.multiprocessors, gpu.capability)
         if plan is None:
             return False
         if plan.workspace:
@@ -402,7 +402,7 @@ def _make_ready(device: Device, x: Any, key: tuple) -> Any:
     ready: tuple[Any, ...] = gpu, None, 0, 0, b""
     if work is not None:
         work.call.y = work.call.x
-        plan = P.plan_of("softmax", work.kind, 0, work.call, gpu.multiprocessors)
+        plan = P.plan_of("softmax", work.kind, 0, work.call, gpu.multiprocessors, gpu.capability)
         if plan is not None and len(plan.launches) == 1:
             (one,) = plan.launches
             ready = gpu, gpu.kernel(one.options), one.grid, one.block, bytes(work.call)

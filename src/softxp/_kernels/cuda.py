@@ -176,6 +176,7 @@ class Gpu:
             for name in ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR", "MULTIPROCESSOR_COUNT")
         )
         self.architecture = target(10 * major + minor, list(ask(nvrtc.nvrtcGetSupportedArchs)))
+        self.capability = int(self.architecture.partition("_")[2])  # what the code may count on
         self.context = ask(driver.cuDevicePrimaryCtxRetain, device)
         self.context_number = int(self.context)
         self.kernels: dict[tuple[str, ...], Any] = {}
