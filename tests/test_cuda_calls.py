@@ -620,6 +620,9 @@ def test_torch_linear_cross_entropy_takes_the_sweep(gpu, torch):
     loss = softxp.linear_cross_entropy(hidden, kernel, labels, chunk_size=16)
     loss.backward()
     assert set(names(gpu)) == {"loss_and_gradient"}
+    torch.testing.assert_close(
+        softxp.linear_cross_entropy(hidden.detach(), kernel.detach(), labels), loss.detach(), rtol=1e-5, atol=1e-6
+    )
     grads = hidden.grad, kernel.grad
     own = torch.nn.functional.cross_entropy(hidden @ kernel.T, labels)
     torch.testing.assert_close(grads, torch.autograd.grad(own, (hidden, kernel)), rtol=1e-4, atol=1e-6)

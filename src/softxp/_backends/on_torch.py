@@ -196,8 +196,10 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
     if vjp is None or jvp is None:
         return lambda values: forward(XP, **values)
 
+    kernels = name in _cuda.FORWARD  # (the row kernels of any device serve these)
+
     def serve(values: dict[str, Any]) -> Any:
-        if not _compiling():
+        if kernels and not _compiling():
             road = _road(values["x"])
             rows = road.forward.get(name)
             y = NotImplemented if rows is None else rows(road.host, **values)
@@ -224,7 +226,7 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         needs = dict(zip(ctx.fixed.names, ctx.needs_input_grad[-len(tensors) :], strict=True))
         wanted = tuple(k for k, need in needs.items() if need)
         values = ctx.fixed.join(tensors)
-        if not torch.is_grad_enabled() and not _compiling():
+        if kernels and not torch.is_grad_enabled() and not _compiling():
             road = _road(values["x"])
             rows = road.pullback.get(name)
             out = NotImplemented if rows is None else rows(road.host, ct, y, wanted, **values)
@@ -303,11 +305,10 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
             with torch.no_grad():
                 return op.sweep(_again, XP, wanted, **values)
         # on a GPU the backward, which knows the scale, writes the gradient once: here it would be read and written again
-        road = _road(values["x"])
-        sweep = road.sweep.get(name) if wanted == ["x"] and road is CPU else None
-        if sweep is None:
+        if name not in _cuda.SWEEP or wanted != ["x"]:
             return NotImplemented
-        both = sweep(road.host, **values)
+        road = _road(values["x"])
+        both = road.sweep[name](road.host, **values) if road is CPU and road.sweep else NotImplemented
         return both if both is NotImplemented else (both[0], {"x": both[1]})
 
     def lifted(values: dict[str, Any]) -> Any:
