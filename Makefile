@@ -5,6 +5,7 @@
 #   make accuracy    measures every target and every peer, and writes docs/accuracy.md and its pictures anew
 #   make budgets     asks the same anew, and writes the budgets that `make test` holds softxp to (review the difference!)
 #   make third-party the conformance suite as a stranger has it: from a wheel, in an empty folder, for their library
+#   make gpu     on a machine with an NVIDIA GPU, in ten minutes: tests, conformance and speed on it (PYTHON=one that has torch for CUDA)
 #   make bench   times softxp and its peers (half an hour), and writes docs/speed.md and its picture anew
 #   make lint, types, docs, clean
 
@@ -21,7 +22,7 @@ PIP = install --quiet --disable-pip-version-check
 VENV = .venv/bin
 DEMO = .venv-demo/bin
 
-.PHONY: demo examples test accuracy budgets third-party lint types docs bench clean
+.PHONY: demo examples test accuracy budgets third-party lint types docs bench gpu clean
 
 PEERS = scipy.special torch.nn.functional jax.nn optax entmax
 SUITE = $(VENV)/python -m softxp_conformance -n $(WORKERS)
@@ -73,6 +74,10 @@ docs: .venv/installed-dev
 bench: .venv/installed
 	$(VENV)/python -m benchmarks --json build/speed.json --page docs/speed.md $(ARGS)
 	$(VENV)/python -m benchmarks.rooms --json build/rooms.json --page docs/speed-rooms.md
+
+# installs nothing: such machines come with what drives their GPU, and often without a network
+gpu:
+	@PYTHON="$(PYTHON)" .ci/gpu
 
 clean:
 	rm -rf .venv .venv-demo .venv-third-party docs/_build build dist .pytest_cache .ruff_cache .hypothesis

@@ -150,6 +150,17 @@ def _without_kernels(dtype: str) -> Any:
             softxp.use_kernels(_formula_users == 0)
 
 
+@contextmanager
+def _with_cuda_kernels(dtype: str) -> Any:
+    """softxp's CUDA kernels, which are off until somebody asks for them."""
+    softxp = _module("softxp")
+    softxp.use_kernels(True, device="cuda")
+    try:
+        yield
+    finally:
+        softxp.use_kernels(False, device="cuda")
+
+
 def _but_float32(function: str, kind: str, dtype: str, long: bool) -> bool:
     """softxp's row kernels compute float32 in float32, its roundings carried along; forward derivatives have no kernel."""
     return dtype != "float32" or kind == "jvp"
@@ -410,6 +421,17 @@ TORCH = Target(
     tight=True,
     wide=_but_float32,
 )
+TORCH_CUDA = replace(
+    TORCH, name="torch-cuda", asarray=_torch_from("cuda"), device="cuda", ready=_torch_cuda, raises=False, tight=False
+)
+CUPY = Target(
+    "cupy",
+    "cupy",
+    asarray=_cupy_from,
+    asnumpy=lambda a: _module("cupy").asnumpy(a),
+    device="cuda",
+    ready=lambda: _module("cupy").cuda.runtime.getDeviceCount(),
+)
 JAX = Target(
     "jax",
     "jax",
@@ -495,18 +517,10 @@ TARGETS = {
                 r"test_composed(_vjp)?\[.*float32-.*-plain\]",
             ),
         ),
-        replace(
-            TORCH, name="torch-cuda", asarray=_torch_from("cuda"), device="cuda", ready=_torch_cuda, raises=False,
-            tight=False,
-        ),
-        Target(
-            "cupy",
-            "cupy",
-            asarray=_cupy_from,
-            asnumpy=lambda a: _module("cupy").asnumpy(a),
-            device="cuda",
-            ready=lambda: _module("cupy").cuda.runtime.getDeviceCount(),
-        ),
+        TORCH_CUDA,
+        replace(TORCH_CUDA, name="torch-cuda-kernels", context=_with_cuda_kernels),
+        CUPY,
+        replace(CUPY, name="cupy-kernels", context=_with_cuda_kernels),
         JAX,
         replace(
             JAX, name="jax-jitted", call=_jitted, vjp=_jitted_vjp, jvp=_jitted_jvp, traces=None, export=None, stated={},

@@ -7,7 +7,7 @@ from typing import Any
 
 import softxp
 
-from ._backends import find
+from ._backends import _warm, find
 from ._op import OP_OF
 
 # module, distribution, how to install it, how to make an array of a list
@@ -67,6 +67,8 @@ def main() -> int:
             together.setdefault(road, []).append(name)
         for road, names in together.items():
             print(f"  {label:18} {', '.join(names)}: {road}")
+
+    print(f"\nCUDA kernels, for cupy and torch on a GPU: {_warm.state_of_cuda()}")
 
     print("\nDo they agree? Difference from the truth, relative, in float32\n")
     print(_line("library", *TRUTH))

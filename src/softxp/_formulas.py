@@ -725,10 +725,13 @@ def reduce_rows(xp, t, loss, normalizer, reduction, axis):
     a = total(xp, a, everything)
     if reduction == "sum":
         return drop(xp, a, everything), a, None
-    norm = denominator(xp, t, normalizer, zero)
-    # the mean of nothing is 0, and stays so: dividing by inf says both to its derivatives
-    norm = xp.where((a == 0) & (norm == 0), norm + INF, norm)
+    norm = divisor_of_mean(xp, a, denominator(xp, t, normalizer, zero))
     return drop(xp, a / norm, everything), a, norm
+
+
+def divisor_of_mean(xp, a, norm):
+    """The mean of nothing is 0, and stays so: dividing by inf says both to its derivatives."""
+    return xp.where((a == 0) & (norm == 0), norm + INF, norm)
 
 
 def row_cotangent(xp, ct, norm, reduction, axis):

@@ -84,7 +84,8 @@ def deformed_exp(xp, d, v, s):
         return xp.exp(d - v)
     near, zero = s < NEAR, xp.zeros_like(v)
     some = s if is_number(s) else xp.where(s == 0, zero + 1, s)
-    o = short = None
+    o: Any = None
+    short: Any = None
     if not is_number(s) or near:
         y = (s if is_number(s) else xp.where(near, s, zero)) * (d - v)
         o, short = 1 + y, y - ((1 + y) - 1)

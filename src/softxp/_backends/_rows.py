@@ -6,13 +6,13 @@ NotImplemented for what the kernels do not take, and the formula serves it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
 
 from .. import _formulas as F
 from . import _threads, _warm
+from ._geometry import Layout, neighbours
 from ._numpy import XP, quiet
 
 SMALL = 1 << 18  # numbers for which a second thread is not worth its waking
@@ -56,31 +56,14 @@ KINDS = {np.dtype(kind): kind for kind in (np.uint16(0), np.int16(0), np.float32
 # --- geometry --------------------------------------------------------------------------------------------------------
 
 
-def _step(shape: tuple, strides: tuple) -> int | None:
-    """The one stride of these axes taken together in C order, or None."""
-    step, size = 0, 1
-    for n, s in zip(reversed(shape), reversed(strides), strict=True):
-        if n == 1:
-            continue
-        if size == 1:
-            step = s
-        elif s != step * size:
-            return None
-        size *= n
-    return step
+class Rows(Layout):
+    """The rows of one array, and the kernels' `g` and `f` for them."""
 
-
-class Rows:
-    """The rows of one array along neighbouring axes: (outer, row, inner), and the kernels' `g` and `f` for them."""
-
-    __slots__ = ("f", "first", "g", "held", "inner", "kind", "last", "n", "outer", "shape", "turned")
+    __slots__ = ("f", "g", "held", "kind", "turned")
 
     def __init__(self, shape: tuple, axis: tuple[int, ...], kind: Any) -> None:
-        self.shape, self.kind, self.turned = shape, kind, False
-        self.first, self.last = axis[0], axis[-1] + 1
-        self.outer, self.n, self.inner = (
-            prod(shape[: self.first]), prod(shape[self.first : self.last]), prod(shape[self.last :])
-        )  # fmt: skip
+        super().__init__(shape, axis)
+        self.kind, self.turned = kind, False
         self.g, self.f = np.zeros(_memory.SLOTS, np.int64), np.zeros(_memory.NUMBERS)
         self.g[_memory.INNER], self.g[_memory.N] = self.inner, self.n
         self.held: list[Any] = []  # what the addresses in g point to
@@ -89,10 +72,10 @@ class Rows:
         """Put an array of this shape, or one that broadcasts to it, into g. False where it does not lie in steps."""
         if a.shape != self.shape:
             a = np.broadcast_to(a, self.shape)
-        parts = slice(0, self.first), slice(self.last, None), slice(self.first, self.last)
-        outer, inner, along = (_step(a.shape[part], a.strides[part]) for part in parts)
-        if outer is None or inner is None or along is None:
+        steps = self.steps(a.strides)
+        if steps is None:
             return False
+        outer, inner, along = steps
         if slot == _memory.X and self.inner == 1 and abs(outer) < abs(along):  # a transposed matrix: rows side by side
             self.outer, self.inner, self.turned = 1, self.outer, True
             self.g[_memory.INNER] = self.inner
@@ -116,11 +99,6 @@ class Rows:
         if a is None:
             return self.hold(slot, np.empty(self.outer * self.inner))
         return self.hold(slot, np.ascontiguousarray(np.broadcast_to(a, self.row_shape), dtype).reshape(-1))
-
-    @property
-    def row_shape(self) -> tuple:
-        """The rows' shape, size 1 along their axes."""
-        return *self.shape[: self.first], *(1,) * (self.last - self.first), *self.shape[self.last :]
 
     def temperature(self, t: Any) -> bool:
         """False for temperatures so near a limit that a loop of vectors would overflow or vanish."""
@@ -184,7 +162,7 @@ class Rows:
 
 def begin(host: Host, x: Any, axis: tuple[int, ...], where: Any = None, temperature: Any = 1.0) -> Any:
     """The rows of x, ready for a kernel that reads them; None where the kernels do not take them."""
-    if not kernels() or not axis or axis[-1] - axis[0] >= len(axis) or 0 in x.shape:
+    if not kernels() or not neighbours(x.shape, axis):
         return None
     raw = host.raw(x)
     if raw is None:

@@ -1,16 +1,16 @@
-"""torch: the formulas lifted into autograd (reverse, forward, vmap, any order). On the CPU, where nothing is traced, row
-kernels with Numba; without, native softmax where it is right.
+"""torch: the formulas lifted into autograd (reverse, forward, vmap, any order). Where nothing is traced, row kernels: with
+Numba on the CPU; by NVRTC on CUDA, once they are turned on. Without them on the CPU, native softmax where it is right.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from array_api_compat import torch as compat
 from torch.autograd import forward_ad
 
 from .._op import OPS, Op, is_array
-from . import Backend, _threads, _tiles, evaluate, numpy_uniform
+from . import Backend, _cuda, _threads, _tiles, _warm, evaluate, numpy_uniform
 from ._namespace import careful, expm1
 
 
@@ -98,12 +98,19 @@ def _threads_of_torch() -> int:
     return min(_threads.num_threads(), torch.get_num_threads())
 
 
-if _rows is None:
-    HOST: Any = None
-    FORWARD: Any = {}
-    PULLBACK: Any = {}
-    SWEEP: Any = {}
-else:
+class Road(NamedTuple):
+    """Kernels for the tensors of one kind of device: functions of `host`, by the name of what they serve."""
+
+    host: Any
+    forward: Any
+    pullback: Any
+    sweep: Any
+    state: Any
+
+
+HOST: Any = None
+NONE = CPU = Road(None, {}, {}, {}, lambda *_, **values: NotImplemented)
+if _rows is not None:
     HOST = _rows.Host(
         raw=_raw,
         back=_back,
@@ -112,7 +119,40 @@ else:
         double=torch.float64,
         threads=_threads_of_torch,
     )
-    FORWARD, PULLBACK, SWEEP = _rows.FORWARD, _rows.PULLBACK, _rows.SWEEP
+    CPU = Road(HOST, _rows.FORWARD, _rows.PULLBACK, _rows.SWEEP, _rows.state)
+
+
+# --- tensors in the memory of a GPU, as the CUDA kernels see them -------------------------------------------------------
+
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
+
+DEVICE = _cuda.Device(
+    xp=XP,
+    kinds={torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"},
+    plain=lambda t: t.__class__ in _PLAIN and t.layout is torch.strided and not t.is_neg(),
+    gpu=lambda t: t.get_device(),
+    address=lambda t: t.data_ptr(),
+    steps=lambda t: t.stride(),
+    like=torch.empty_like,
+    empty=lambda shape, dtype, like: torch.empty(shape, dtype=dtype, device=like.device),
+    together=lambda t: t.contiguous(),
+    stream=getattr(  # (the number alone, where this torch has it: a Stream object costs more than a launch)
+        torch._C, "_cuda_getCurrentRawStream", lambda gpu: torch.cuda.current_stream(gpu).cuda_stream
+    ),
+)
+CUDA = Road(DEVICE, _cuda.FORWARD, _cuda.PULLBACK, _cuda.SWEEP, _cuda.state)
+_AMD = torch.version.hip is not None  # whose tensors say is_cuda
+
+
+def _watched() -> bool:
+    """Does somebody follow each of torch's operations? Writing to an address would escape them."""
+    return _transformed() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+
+
+def _road(x: Any) -> Road:
+    if x.is_cpu:
+        return CPU
+    return CUDA if _warm.cuda and x.is_cuda and not _AMD and not _watched() else NONE
 
 
 # --- tiles -----------------------------------------------------------------------------------------------------------
@@ -154,14 +194,16 @@ class _Fixed:
 def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
     # names of their own: torch.compile knows no record, and these are what it finds in the functions below (torch 2.13)
     name, forward, vjp, jvp, native = op.name, op.forward, op.vjp, op.jvp, _NATIVE.get(op.name)
-    rows, rows_pull, sweep = FORWARD.get(op.name), PULLBACK.get(op.name), SWEEP.get(op.name)
     if vjp is None or jvp is None:
         return lambda values: forward(XP, **values)
 
-    def run(fixed: _Fixed, *tensors: Any) -> Any:
-        values = fixed.join(tensors)
-        if rows is not None and not _compiling():
-            y = rows(HOST, **values)
+    kernels = name in CPU.forward or name in CUDA.forward
+
+    def serve(values: dict[str, Any]) -> Any:
+        if kernels and not _compiling():
+            road = _road(values["x"])
+            rows = road.forward.get(name)
+            y = NotImplemented if rows is None else rows(road.host, **values)
             if y is not NotImplemented:
                 return y
         if native is not None:
@@ -170,6 +212,9 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
                 return y
         y = _in_tiles(name, values, {}, lambda **tile: forward(XP, **tile))
         return forward(XP, **values) if y is NotImplemented else y
+
+    def run(fixed: _Fixed, *tensors: Any) -> Any:
+        return serve(fixed.join(tensors))
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.fixed, *tensors = inputs
@@ -181,11 +226,13 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         *tensors, y = ctx.saved_tensors
         needs = dict(zip(ctx.fixed.names, ctx.needs_input_grad[-len(tensors) :], strict=True))
         wanted = tuple(k for k, need in needs.items() if need)
-        if rows_pull is not None and not torch.is_grad_enabled() and not _compiling():
-            out = rows_pull(HOST, ct, y, wanted, **ctx.fixed.join(tensors))
+        values = ctx.fixed.join(tensors)
+        if kernels and not torch.is_grad_enabled() and not _compiling():
+            road = _road(values["x"])
+            rows = road.pullback.get(name)
+            out = NotImplemented if rows is None else rows(road.host, ct, y, wanted, **values)
             if out is not NotImplemented:
                 return None, *(out[k] if need else None for k, need in needs.items())
-        values = ctx.fixed.join(tensors)
         if wanted == ("x",) and not torch.is_grad_enabled() and not _compiling():
             g = _in_tiles(
                 name, values, {"ct": ct, "y": y},
@@ -235,10 +282,10 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         def backward(ctx: Any, *cts: Any) -> Any:
             gradients: Any = ctx.gradients
             ctx.gradients = None
-            # 16 bits round once, so they are not scaled
             if gradients is not None and not torch.is_grad_enabled():
+                # 16 bits round once, so they are not scaled; but where looking at the scale means waiting for a GPU
                 narrow = any(g.dtype.itemsize <= 2 for g in gradients.values())
-                if cts[0] == 1 or (not narrow and cts[0].isfinite()):
+                if not cts[0].is_cpu or cts[0] == 1 or (not narrow and cts[0].isfinite()):
                     return None, None, *(gradients[k].mul_(cts[0]) if k in gradients else None for k in ctx.fixed.names)
             return None, *pull(ctx, cts[0], _again)
 
@@ -258,12 +305,15 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         if op.sweep is not None and values.get("reduction") != "none" and not _transformed():
             with torch.no_grad():
                 return op.sweep(_again, XP, wanted, **values)
-        if sweep is None or wanted != ["x"]:
+        # on a GPU the backward, which knows the scale, writes the gradient once: here it would be read and written again
+        if name not in CPU.sweep or wanted != ["x"] or not values["x"].is_cpu:
             return NotImplemented
-        both = sweep(HOST, **values)
+        both = CPU.sweep[name](HOST, **values)
         return both if both is NotImplemented else (both[0], {"x": both[1]})
 
     def lifted(values: dict[str, Any]) -> Any:
+        if not _compiling() and not _followed(values):
+            return serve(values)
         fixed = _Fixed(values)
         tensors = [values[k] for k in fixed.names]
         if not _compiling():
@@ -274,6 +324,13 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         return forward(XP, **values)
 
     return lifted
+
+
+def _followed(values: dict[str, Any]) -> bool:
+    """Does an autograd follow this call? Entering a Function that nobody follows costs more than a small call itself."""
+    if forward_ad._current_level >= 0 or _transformed():
+        return True
+    return torch.is_grad_enabled() and any(is_array(v) and v.requires_grad for v in values.values())
 
 
 def _again(name: str, **values: Any) -> Any:
@@ -289,7 +346,6 @@ def _formula(name: str, **values: Any) -> Any:
 # an infinity or with nothing in it, which it answers with NaN throughout, is left to the formula: its first entry tells.
 
 _SHORT = {torch.float32: 1024, torch.float64: 1024, torch.float16: 16384, torch.bfloat16: 16384}
-_PLAIN = {torch.Tensor, torch.nn.Parameter}
 _native = torch.softmax
 
 
@@ -318,8 +374,10 @@ def _plain_softmax(x: Any, axis: Any) -> Any:
 
 def _short_softmax(x: Any, axis: int) -> Any:
     """A few short rows that lie contiguous: what a call costs is what it costs here."""
-    if _compiling() or not x.is_cpu or x.__class__ not in _PLAIN:
+    if _compiling() or x.__class__ not in _PLAIN:
         return NotImplemented
+    if not x.is_cpu:
+        return _on_gpu(x, axis)
     shape, kind, size = x.shape, _KINDS.get(x.dtype), x.numel()
     if kind is None or not shape or not 0 < size <= _rows.SHORT or (axis != -1 and axis != len(shape) - 1):
         return NotImplemented
@@ -335,6 +393,19 @@ def _short_softmax(x: Any, axis: int) -> Any:
         return NotImplemented
     kernels.short_softmax(kind, start, start, size // n, n)
     return y
+
+
+def _on_gpu(x: Any, axis: int) -> Any:
+    """Rows that lie contiguous, on CUDA."""
+    if (
+        _road(x) is not CUDA
+        or not DEVICE.plain(x)
+        or (axis != -1 and axis != x.ndim - 1)
+        or not x.ndim
+        or not x.numel()
+    ):
+        return NotImplemented
+    return _cuda.plain_softmax(DEVICE, x) if x.is_contiguous() else NotImplemented
 
 
 _KINDS: Any = {}
@@ -373,9 +444,10 @@ _NATIVE = {"softmax": _forward_softmax}
 
 def _state(x: Any, **how: Any) -> Any:
     """Where nothing differentiates the state: its formula's lines are what an autograd goes through."""
-    if _rows is None or _compiling() or (x.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
+    if _compiling() or (x.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
         return NotImplemented
-    return _rows.state(HOST, x, **how)
+    road = _road(x)
+    return road.state(road.host, x=x, **how)
 
 
 def _look(condition: Any) -> Any:
@@ -409,16 +481,47 @@ def _put(value: Any, like: Any) -> Any:
     return torch.asarray(value, device=like.device)
 
 
+def _pullback(name: str) -> Callable[..., Any]:
+    """For softxp.vjp, where no autograd follows what it computes."""
+
+    def pull(ct: Any, y: Any, wanted: Any, **values: Any) -> Any:
+        if _compiling() or _followed({**values, "ct": ct, "y": y}):
+            return NotImplemented
+        road = _road(values["x"])
+        rows = road.pullback.get(name)
+        return NotImplemented if rows is None else rows(road.host, ct, y, wanted, **values)
+
+    return pull
+
+
+def _sweep(name: str) -> Callable[..., Any]:
+    """For softxp.value_and_grad, likewise."""
+
+    def sweep(**values: Any) -> Any:
+        if _compiling() or _followed(values):
+            return NotImplemented
+        road = _road(values["x"])
+        rows = road.sweep.get(name)
+        return NotImplemented if rows is None else rows(road.host, **values)
+
+    return sweep
+
+
 BACKEND = Backend(
     name="torch",
     xp=XP,
     lift=_lift,
     kernels={"softmax": _softmax},
+    pullbacks={name: _pullback(name) for name in {**CPU.pullback, **CUDA.pullback}},
+    sweeps={name: _sweep(name) for name in {**CPU.sweep, **CUDA.sweep}},
     state=_state,
-    rows=lambda x: x.is_cpu and not _compiling(),
-    serves=lambda name, x: x.is_cpu,
+    rows=lambda x: not _compiling() and _road(x) is not NONE,
+    serves=lambda name, x: x.is_cpu or _warm.cuda,
     road="formula, lifted into autograd",
-    roads=dict.fromkeys(FORWARD, "row kernels with Numba on the CPU"),
+    roads={
+        **dict.fromkeys(CPU.forward, "row kernels with Numba on the CPU"),
+        **dict.fromkeys(CUDA.forward, "row kernels, with Numba on the CPU and by NVRTC on CUDA where they are on"),
+    },
     double=lambda x: x.device.type == "cpu",
     look=_look,
     device=lambda x: x.device,
@@ -435,9 +538,7 @@ def _call(name: str, **values: Any) -> Any:
 
 
 def _swept(name: str, **values: Any) -> Any:
-    if _rows is None or torch.is_grad_enabled() or _compiling() or _transformed():
-        return NotImplemented
-    return SWEEP[name](HOST, **values)
+    return NotImplemented if torch.is_grad_enabled() or _compiling() else BACKEND.sweeps[name](**values)
 
 
 XP.call, XP.swept = _call, _swept

@@ -1,0 +1,424 @@
+"""Calls whose arrays lie in the memory of a GPU, as work for the CUDA kernels: once for all libraries.
+
+A library's `Device` says how its arrays lie and where its work goes. Every function answers NotImplemented for what the
+kernels do not take, and the formula serves it. Nothing here waits for the GPU: no number of an array is looked at.
+
+Arrays that a kernel still reads may be let go here: a library gives their memory to later work of the same stream alone.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import wraps
+from struct import pack_into
+from typing import Any
+
+from .. import _formulas as F
+from .._kernels import cuda
+from .._kernels import plan as P
+from . import _warm
+from ._geometry import Layout, neighbours, spread, step
+
+_NOWHERE = nullcontext()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Device:
+    """How a library's arrays lie in the memory of GPUs, and where work on them goes."""
+
+    xp: Any  # the library's namespace, as formulas see it
+    kinds: Mapping[Any, str]  # dtype -> its name, of those that the kernels know
+    plain: Callable[[Any], bool]  # is it the library's own array, with memory of its own?
+    gpu: Callable[[Any], int]  # array -> number of its GPU
+    address: Callable[[Any], int]
+    steps: Callable[[Any], tuple[int, ...]]  # from number to number along each axis, in numbers
+    like: Callable[[Any], Any]  # array -> new memory for one of its shape, dtype and order
+    empty: Callable[[Any, Any, Any], Any]  # (shape, dtype, like) -> new memory in C order, beside `like`
+    together: Callable[[Any], Any]  # array -> itself, or a copy, in C order
+    stream: Callable[[int], int]  # number of a GPU -> handle of its current stream
+    guard: Callable[[Any], AbstractContextManager[Any]] = lambda x: _NOWHERE  # under which new arrays lie beside x
+    ready: dict[tuple, Any] = field(default_factory=dict)  # of `plain_softmax`
+
+
+def on_gpu(serve: Callable[..., Any]) -> Callable[..., Any]:
+    """Only while the road is open. What it needs and does not find closes it."""
+
+    @wraps(serve)
+    def served(device: Device, *before: Any, x: Any, **values: Any) -> Any:
+        if not _warm.cuda or not device.plain(x):
+            return NotImplemented
+        try:
+            with device.guard(x):
+                return serve(device, *before, x=x, **values)
+        except cuda.Unavailable as error:
+            _warm.close_cuda(str(error))
+            return NotImplemented
+
+    return served
+
+
+def all_plain(device: Device, *values: Any) -> bool:
+    return all(v is None or isinstance(v, (int, float)) or device.plain(v) for v in values)
+
+
+# --- one call ----------------------------------------------------------------------------------------------------------
+
+
+class Work(Layout):
+    """The rows of one array, and the kernels' `call` and `flags` for them."""
+
+    __slots__ = ("call", "device", "flags", "held", "kind", "x")
+
+    def __init__(self, device: Device, x: Any, axis: tuple[int, ...]) -> None:
+        super().__init__(tuple(x.shape), axis)
+        self.device, self.x, self.kind, self.flags = device, x, device.kinds[x.dtype], 0
+        self.held: list[Any] = []  # what the addresses in the call point to
+        self.call = P.Call(rows=self.outer * self.inner, inner=self.inner, n=self.n)
+        self.call.temperature.value = self.call.factor.value = self.call.sample_weight.value = 1.0
+        self.call.x = self.view(x)
+
+    @classmethod
+    def on(cls, device: Device, x: Any, axis: tuple[int, ...], where: Any = None, temperature: Any = 1.0) -> Any:
+        """The call on x's rows, without an answer yet; None where the kernels do not take it."""
+        if x.dtype not in device.kinds or not neighbours(x.shape, axis) or not all_plain(device, where, temperature):
+            return None
+        work = cls(device, x, axis)
+        if where is not None:
+            work.flags |= P.MASK
+            work.call.mask = work.view(where)
+        if not isinstance(temperature, float) or temperature != 1:
+            work.flags |= P.TEMPERATURE
+            work.call.temperature = work.number(temperature)
+        return work
+
+    def hold(self, a: Any) -> int:
+        self.held.append(a)
+        return self.device.address(a)
+
+    def lies(self, a: Any) -> tuple[int, int, int] | None:
+        return self.steps(spread(tuple(a.shape), self.device.steps(a), self.shape))
+
+    def view(self, a: Any) -> P.View:
+        """An array of this shape, or one that broadcasts to it: a copy where it does not lie in steps."""
+        steps = self.lies(a)
+        if steps is None:
+            a = self.device.together(self.device.xp.broadcast_to(a, self.shape))
+            steps = self.lies(a)
+        assert steps is not None
+        return P.View(self.hold(a), *steps)
+
+    def new(self) -> tuple[Any, P.View]:
+        """Memory for an answer like x, in its order where that is one of steps."""
+        y = self.device.like(self.x)
+        if self.lies(y) is None:
+            y = self.device.empty(self.shape, self.x.dtype, self.x)
+        return y, self.view(y)
+
+    def vector(self, a: Any) -> P.Rows:
+        """An array with a number for each row, or one for all of them: a copy where it does not lie in one step."""
+        rows = self.row_shape
+        one = step(rows, spread(tuple(a.shape), self.device.steps(a), rows))
+        if one is None:
+            a, one = self.device.together(self.device.xp.broadcast_to(a, rows)), 1
+        return P.Rows(self.hold(a), one)
+
+    def number(self, value: Any) -> P.Number:
+        """A Python number, or an array that broadcasts to the rows, as the kernels read it."""
+        if isinstance(value, (int, float)):
+            return P.Number(0, 0, value)
+        at = self.vector(F.cast(self.device.xp, value, self.device.xp.float64))
+        return P.Number(at.address, at.step, 0.0)
+
+    def new_rows(self, count: int) -> tuple[Any, list[P.Rows]]:
+        """(count, rows) of float64, and where each row of them lies."""
+        rows = self.call.rows
+        both = self.device.empty((count, rows), self.device.xp.float64, self.x)
+        start = self.hold(both)
+        return both, [P.Rows(start + 8 * rows * i, 1) for i in range(count)]
+
+    def run(self, operation: str) -> bool:
+        """Launch it. False where the kernels do not take the call."""
+        device, call, number = self.device, self.call, self.device.gpu(self.x)
+        gpu = cuda.gpu(number)
+        plan = P.plan_of(operation, self.kind, self.flags, call, gpu.multiprocessors, gpu.capability)
+        if plan is None:
+            return False
+        if plan.workspace:
+            call.workspace = self.hold(device.empty((plan.workspace // 8,), device.xp.float64, self.x))
+        gpu.launch(plan.launches, call, device.stream(number))
+        return True
+
+
+# --- maps and reductions -------------------------------------------------------------------------------------------------
+
+
+def _map(operation: str) -> Callable[..., Any]:
+    @on_gpu
+    def serve(
+        device: Device, x: Any, *, axis: Any, where: Any = None, temperature: Any = 1.0, dtype: Any, compute: Any
+    ) -> Any:
+        work = Work.on(device, x, axis, where, temperature) if dtype == x.dtype else None
+        if work is None:
+            return NotImplemented
+        y, work.call.y = work.new()
+        return y if work.run(operation) else NotImplemented
+
+    return serve
+
+
+@on_gpu
+def _logsumexp(
+    device: Device, x: Any, *, axis: Any, b: Any = None, where: Any = None, keepdims: bool, return_sign: bool = False,
+    dtype: Any, compute: Any,
+) -> Any:  # fmt: skip
+    work = Work.on(device, x, axis, where) if b is None and not return_sign and dtype == x.dtype else None
+    if work is None:
+        return NotImplemented
+    shape = work.row_shape if keepdims else work.shape[: work.first] + work.shape[work.last :]
+    y = device.empty(shape, dtype, x)
+    work.call.y = P.View(device.address(y), work.inner, 1, 0)
+    return y if work.run("logsumexp") else NotImplemented
+
+
+@on_gpu
+def state(device: Device, x: Any, *, axis: Any, where: Any, compute: Any) -> Any:
+    """(m, r) with `axis` of size 1, for a state that goes on."""
+    work = Work.on(device, x, axis, where)
+    if work is None:
+        return NotImplemented
+    if work.kind == "float32" and compute == device.xp.float64:
+        work.flags |= P.WIDE
+    both, (work.call.m, work.call.r) = work.new_rows(2)
+    if not work.run("state"):
+        return NotImplemented
+    m, r = (device.xp.reshape(both[i, ...], work.row_shape) for i in range(2))
+    return F.cast(device.xp, m, x.dtype), F.cast(device.xp, r, compute)
+
+
+def _pull_map(operation: str) -> Callable[..., Any]:
+    @on_gpu
+    def pull(
+        device: Device, ct: Any, y: Any, wanted: Any, x: Any, *, axis: Any, where: Any = None, temperature: Any = 1.0,
+        dtype: Any, compute: Any,
+    ) -> Any:  # fmt: skip
+        if wanted != ("x",) or dtype != x.dtype or ct.dtype != dtype or not device.plain(ct):
+            return NotImplemented
+        work = Work.on(device, x, axis, where, temperature)
+        if work is None:
+            return NotImplemented
+        work.call.v = work.view(ct)
+        gradient, work.call.y = work.new()
+        return {"x": gradient} if work.run(operation) else NotImplemented
+
+    return pull
+
+
+@on_gpu
+def _pull_logsumexp(
+    device: Device, ct: Any, y: Any, wanted: Any, x: Any, *, axis: Any, where: Any = None, keepdims: bool, b: Any = None,
+    return_sign: bool = False, dtype: Any, compute: Any,
+) -> Any:  # fmt: skip
+    if wanted != ("x",) or b is not None or dtype != x.dtype or not device.plain(ct):
+        return NotImplemented
+    work = Work.on(device, x, axis, where)
+    if work is None:
+        return NotImplemented
+    work.call.factor = work.number(ct if keepdims else F.keep(device.xp, ct, axis))
+    gradient, work.call.y = work.new()
+    return {"x": gradient} if work.run("softmax") else NotImplemented
+
+
+# --- cross-entropy: a kernel gives each row's loss and weight; what they come to is said here ------------------------
+
+
+class Loss(Work):
+    """One call of cross_entropy."""
+
+    __slots__ = ("axis", "dtype", "ignore_index", "labels", "normalizer", "reduction", "sample_weight", "weights")
+
+    @classmethod
+    def begin(
+        cls, device: Device, x: Any, labels: Any, *, axis: Any, classes: Any, where: Any, temperature: Any,
+        label_smoothing: float, class_weight: Any, sample_weight: Any, ignore_index: Any, z_loss: float, softcap: Any,
+        reduction: str, normalizer: Any, dtype: Any, compute: Any,
+    ) -> Any:  # fmt: skip
+        soft = classes is None
+        if dtype != x.dtype or (soft and labels.dtype != dtype):
+            return None
+        if not all_plain(device, labels, class_weight, sample_weight, normalizer):
+            return None
+        self = cls.on(device, x, axis, where, temperature)
+        if self is None:
+            return None
+        self.axis, self.dtype, self.reduction, self.normalizer = axis, dtype, reduction, normalizer
+        self.labels, self.sample_weight, self.weights = None if soft else labels, sample_weight, None
+        call, xp = self.call, device.xp
+        if soft:
+            self.flags |= P.SOFT
+            call.v = self.view(labels)
+        else:
+            call.label = self.vector(labels)
+            call.label_kind = labels.dtype.itemsize * (-1 if "uint" in str(labels.dtype) else 1)
+        self.ignore_index = ignore_index
+        call.ignore, call.ignore_index = int(ignore_index is not None), ignore_index or 0
+        if class_weight is not None:
+            self.flags |= P.CLASS_WEIGHT
+            self.weights = device.together(xp.reshape(F.cast(xp, class_weight, xp.float64), (self.n,)))
+            call.class_weight = self.hold(self.weights)
+        if sample_weight is not None:
+            call.sample_weight = self.number(sample_weight)
+        self.flags |= (P.SMOOTHING if label_smoothing else 0) | (P.SOFTCAP if softcap else 0)
+        call.smoothing, call.softcap, call.z_loss = label_smoothing, softcap or 0.0, z_loss
+        return self
+
+    def losses(self, operation: str = "loss") -> Any:
+        """(2, rows): each row's s · loss, and s · its weight; None where the kernels do not take the call."""
+        both, (self.call.loss, self.call.weight) = self.new_rows(2)
+        return both if self.run(operation) else None
+
+    def reduced(self, both: Any) -> Any:
+        """What the rows come to, as the caller gets it."""
+        xp = self.device.xp
+        if self.reduction == "none":
+            value = F.drop(xp, xp.reshape(both[0, ...], self.row_shape), self.axis)
+        else:
+            value, weight = self.sums(both)
+            if self.reduction == "mean":
+                value = value / self.divisor(value, weight)
+        return F.cast(xp, value, self.dtype)
+
+    def sums(self, both: Any) -> tuple[Any, Any]:
+        sums = self.device.xp.sum(both, axis=1)
+        return sums[0, ...], sums[1, ...]
+
+    def divisor(self, a: Any, weight: Any) -> Any:
+        """What the mean divides a, the sum of the losses, by."""
+        xp, given = self.device.xp, self.normalizer
+        if isinstance(given, (int, float)):
+            weight = xp.full_like(a, given)
+        elif given is not None:
+            weight = F.cast(xp, xp.reshape(given, a.shape), xp.float64)
+        return F.divisor_of_mean(xp, a, weight)
+
+    def divisor_beforehand(self) -> Any:
+        """The same before there are losses, from labels and weights. Where these come to 0, so does the gradient."""
+        xp, given = self.device.xp, self.normalizer
+        if isinstance(given, (int, float)):
+            return given or F.INF
+        if given is not None:
+            weight = F.cast(xp, xp.reshape(given, ()), xp.float64)
+        elif self.labels is not None:
+            weight = self.label_weight()
+        else:  # what distributions add up to takes reading them: so the losses come first after all
+            both = self.losses()
+            return None if both is None else self.divisor(*self.sums(both))
+        return F.divisor_of_mean(xp, xp.zeros_like(weight), weight)
+
+    def label_weight(self) -> Any:
+        """Σ s W over the rows that count, of integer labels."""
+        xp, y = self.device.xp, self.labels
+        counts = (y >= 0) & (y < self.n)
+        if self.ignore_index is not None:
+            counts = counts & (y != self.ignore_index)
+        weight = F.cast(xp, counts, xp.float64)
+        if self.weights is not None:
+            at = xp.reshape(F.cast(xp, xp.where(counts, y, xp.zeros_like(y)), xp.int64), (-1,))
+            weight = weight * xp.reshape(xp.take(self.weights, at, axis=0), y.shape)
+        if self.sample_weight is not None:  # which hides nothing in a row that does not count
+            s = F.cast(xp, self.sample_weight, xp.float64)
+            weight = xp.where((weight == 0) | (s == 0), xp.zeros_like(weight), weight * s)
+        return xp.sum(weight, axis=tuple(range(weight.ndim)))
+
+    def with_gradient(self, ct: Any = None) -> Any:
+        """(2, rows) as of `losses`, and the gradient of ct · what they are reduced to; `ct` None: 1. None where declined."""
+        xp = self.device.xp
+        factor = 1.0 if ct is None else F.cast(xp, ct, xp.float64)
+        if self.reduction == "none":
+            factor = F.keep(xp, factor, self.axis)
+        elif self.reduction == "mean":
+            by = self.divisor_beforehand()
+            if by is None:
+                return None
+            factor = factor / by
+        self.call.factor = self.number(factor)
+        gradient, self.call.y = self.new()
+        both = self.losses("loss_and_gradient")
+        return None if both is None else (both, gradient)
+
+
+@on_gpu
+def _cross_entropy(device: Device, x: Any, labels: Any, **options: Any) -> Any:
+    loss = Loss.begin(device, x, labels, **options)
+    if loss is None or (both := loss.losses()) is None:
+        return NotImplemented
+    return loss.reduced(both)
+
+
+@on_gpu
+def _pull_cross_entropy(device: Device, ct: Any, y: Any, wanted: Any, x: Any, labels: Any, **options: Any) -> Any:
+    loss = Loss.begin(device, x, labels, **options) if wanted == ("x",) and device.plain(ct) else None
+    if loss is None or (done := loss.with_gradient(ct)) is None:
+        return NotImplemented
+    return {"x": done[1]}
+
+
+@on_gpu
+def _sweep_cross_entropy(device: Device, x: Any, labels: Any, **options: Any) -> Any:
+    """The value, one number, and its gradient by the logits."""
+    loss = Loss.begin(device, x, labels, **options) if options["reduction"] != "none" else None
+    if loss is None or (done := loss.with_gradient()) is None:
+        return NotImplemented
+    return loss.reduced(done[0]), done[1]
+
+
+# --- softmax of rows that lie one after the other: what a call costs is what it costs here -------------------------
+
+
+def plain_softmax(device: Device, x: Any) -> Any:
+    """Along the last axis of an array in C order that holds numbers."""
+    try:
+        with device.guard(x):
+            number, start = device.gpu(x), device.address(x)
+            key = number, x.dtype, x.shape, start % 16
+            ready = device.ready.get(key)
+            if ready is None:
+                ready = _make_ready(device, x, key)
+            gpu, kernel, grid, block, call = ready
+            if kernel is None:
+                return NotImplemented
+            y = device.like(x)
+            call = P.Call.from_buffer_copy(call)
+            pack_into("Q", call, P.Call.x.offset, start)
+            pack_into("Q", call, P.Call.y.offset, device.address(y))
+            gpu.start(kernel, grid, block, call, device.stream(number))
+            return y
+    except cuda.Unavailable as error:
+        _warm.close_cuda(str(error))
+        return NotImplemented
+
+
+def _make_ready(device: Device, x: Any, key: tuple) -> Any:
+    gpu, work = cuda.gpu(key[0]), Work.on(device, x, (len(x.shape) - 1,))
+    ready: tuple[Any, ...] = gpu, None, 0, 0, b""
+    if work is not None:
+        work.call.y = work.call.x
+        plan = P.plan_of("softmax", work.kind, 0, work.call, gpu.multiprocessors, gpu.capability)
+        if plan is not None and len(plan.launches) == 1:
+            (one,) = plan.launches
+            ready = gpu, gpu.kernel(one.options), one.grid, one.block, bytes(work.call)
+    if len(device.ready) >= 1024:
+        device.ready.clear()
+    device.ready[key] = ready
+    return ready
+
+
+FORWARD = {
+    "softmax": _map("softmax"), "log_softmax": _map("log_softmax"), "logsumexp": _logsumexp, "cross_entropy": _cross_entropy
+}  # fmt: skip
+PULLBACK = {
+    "softmax": _pull_map("softmax_pullback"),
+    "log_softmax": _pull_map("log_softmax_pullback"),
+    "logsumexp": _pull_logsumexp,
+    "cross_entropy": _pull_cross_entropy,
+}
+SWEEP = {"cross_entropy": _sweep_cross_entropy}

@@ -1,0 +1,267 @@
+"""The plan of a call on CUDA: which instances of softrow.cu, in which grid. Pure Python, and the same for every library.
+
+A caller fills a `Call`, asks `plan` for a `Plan`, compiles each launch's `options` with NVRTC (the source includes nothing,
+and its one function is called `softrow`), and launches them in order on one stream with the `Call` as the only parameter,
+passed by value. No launch needs dynamic shared memory. `plan` answers None for what the
+kernels do not take, such as rows of no numbers.
+
+    operation              reads                       writes
+    softmax                x                           y; p times `factor` where that has an address: logsumexp's derivative
+    log_softmax            x                           y
+    logsumexp              x                           y: one number of x's dtype for each row (its steps outer and inner)
+    state                  x                           m, r: what logsumexp = m + log1p(r) is made of
+    loss                   x, labels                   loss, weight
+    loss_and_gradient      x, labels                   loss, weight, and y: the gradient. y may be x, with x's own steps
+    softmax_pullback       x, v (the cotangent)        y: the cotangent of x. y may be v, or x
+    log_softmax_pullback   x, v (the cotangent)        y: the same
+
+    flag          of               what it switches on, at compile time
+    MASK          all              mask: bool, x's shape by steps, of which any may be 0
+    TEMPERATURE   maps, losses     temperature, unless it is 1. Of each row: 0 and inf are limits, negative or NaN gives NaN
+    SOFTCAP       losses           softcap
+    SOFT          losses           labels are distributions: v, with x's dtype and shape; otherwise `label` is read
+    SMOOTHING     losses           smoothing
+    CLASS_WEIGHT  losses           class_weight
+    WIDE          state, float32   arithmetic in float64
+
+A view is an address (0: none) and the steps, in elements, from one outer index to the next, one inner index to the next, and
+along a row: number k of row i * inner + j is at outer * i + inner * j + along * k. Quantities of a row are float64, one step
+apart, step 0 for one that is all rows'. A `Number` without an address is its `value`. `label` may have any integer type:
+`label_kind` is its size in bytes, negative where it is unsigned; bad ones give NaN, and are never an address.
+
+loss is `s · loss` and weight is `s · W` of docs/semantics.md, both 0 in a dropped row: "mean" is Σ loss / Σ weight. The
+gradient is that of `factor · s · loss`. Pullbacks start from x, not from p: an answer of 16 bits is too short for it, and p
+does not say which rows are frozen. Arithmetic is float32 for 16 and 32 bits, float64 for float64. v and y are fastest where
+they lie as x does: their addresses equal to x's modulo 16, in every row.
+"""
+
+import ctypes
+from typing import NamedTuple
+
+OPERATIONS = (
+    "softmax", "log_softmax", "logsumexp", "state", "loss", "loss_and_gradient", "softmax_pullback",
+    "log_softmax_pullback",
+)  # fmt: skip
+SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+MASK, TEMPERATURE, SOFTCAP, SOFT, SMOOTHING, CLASS_WEIGHT, WIDE = 1, 2, 4, 8, 16, 32, 64
+STRIDED = 128  # set by the plan: the numbers of a row are not neighbours, and are read one by one
+
+RECORD = 12  # float64 of workspace for each piece of a row
+
+
+class View(ctypes.Structure):
+    _fields_ = (
+        ("address", ctypes.c_uint64), ("outer", ctypes.c_int64), ("inner", ctypes.c_int64), ("along", ctypes.c_int64)
+    )  # fmt: skip
+
+
+class Number(ctypes.Structure):
+    _fields_ = (("address", ctypes.c_uint64), ("step", ctypes.c_int64), ("value", ctypes.c_double))
+
+
+class Rows(ctypes.Structure):
+    _fields_ = (("address", ctypes.c_uint64), ("step", ctypes.c_int64))
+
+
+class Call(ctypes.Structure):
+    """softrow.cu's `Call`, field by field. All starts as 0: set the values of temperature, factor and sample_weight."""
+
+    _fields_ = (
+        ("x", View),
+        ("y", View),
+        ("v", View),
+        ("mask", View),
+        ("temperature", Number),  # of each row
+        ("factor", Number),  # of each row; in softmax it counts where it has an address
+        ("sample_weight", Number),  # of each row
+        ("label", Rows),
+        ("loss", Rows),
+        ("weight", Rows),
+        ("m", Rows),
+        ("r", Rows),
+        ("class_weight", ctypes.c_uint64),  # float64, n of them
+        ("workspace", ctypes.c_uint64),  # Plan.workspace bytes, any contents
+        ("rows", ctypes.c_int64),  # in all: outer times inner
+        ("inner", ctypes.c_int64),
+        ("n", ctypes.c_int64),  # numbers in a row
+        ("pieces", ctypes.c_int64),  # of a row: Plan.pieces
+        ("piece", ctypes.c_int64),  # numbers in a piece: Plan.piece
+        ("ignore_index", ctypes.c_int64),
+        ("softcap", ctypes.c_double),
+        ("smoothing", ctypes.c_double),
+        ("z_loss", ctypes.c_double),
+        ("label_kind", ctypes.c_int32),
+        ("ignore", ctypes.c_int32),  # is there an ignore_index?
+    )
+
+
+class Launch(NamedTuple):
+    options: tuple[
+        str, ...
+    ]  # for NVRTC, beside --gpu-architecture and -std=c++17; fast math would undo the compensations
+    grid: int  # blocks, along x
+    block: int  # threads in a block
+
+
+class Plan(NamedTuple):
+    launches: tuple[Launch, ...]
+    workspace: int  # bytes
+    pieces: int
+    piece: int
+
+
+ELEMENTS = {"float16": "Half", "bfloat16": "Bfloat", "float32": "float", "float64": "double"}
+LOSSES = ("loss", "loss_and_gradient")
+ROW_ANSWERS = ("logsumexp", "state", "loss")  # nothing is written for each number
+PULLBACKS = ("softmax_pullback", "log_softmax_pullback")
+
+COLUMNS = 0  # as the number of lanes of a row: neighbouring threads take neighbouring rows
+LONGEST = 1 << 31  # numbers in a row
+BLOCKS = (1 << 31) - 1  # in a grid
+STREAM = 512  # threads for a row that is read twice
+CUT = 256  # threads for a piece of a row
+MOST_PIECES = 512  # of a row: each is looked at by each block that finishes the row
+WORTH_CUTTING = 1 << 18  # bytes of a row from which two launches cost less than one multiprocessor's slowness
+
+_plans: dict[tuple, Plan | None] = {}
+
+
+def vectors_at_most(operation: str, dtype: str, flags: int) -> int:
+    """How many 16-byte vectors of a row a thread holds: 32 numbers of 32 bits, or 16 of 64, of all arrays together."""
+    size = SIZES[dtype]
+    most = {2: 4, 4: 8, 8: 8}[size]
+    if flags & WIDE or operation in PULLBACKS or flags & SOFT:
+        most //= 2
+    return most
+
+
+def threads_at_most(dtype: str, flags: int) -> int:
+    """So many that each has the registers it needs, of 65536 in a multiprocessor: softrow.cu's HEAVY."""
+    return 512 if dtype == "float64" or flags else 1024
+
+
+def instance(
+    operation: str, dtype: str, flags: int, lanes: int, threads: int, vectors: int, held: bool, grid: int,
+    part: str = "WHOLE", cluster: int = 1,
+) -> Launch:  # fmt: skip
+    values = (operation.upper(), ELEMENTS[dtype], lanes, threads, vectors, int(held), part, flags)
+    names = ("OPERATION", "ELEMENT", "LANES", "THREADS", "VECTORS", "HELD", "PART", "FLAGS")
+    options = tuple(f"-DSOFTROW_{k}={v}" for k, v in zip(names, values, strict=True))
+    return Launch((*options, f"-DSOFTROW_CLUSTER={cluster}") if cluster > 1 else options, grid, threads)
+
+
+def plan(
+    operation: str, dtype: str, flags: int, rows: int, n: int, *, multiprocessors: int, capability: int = 80,
+    aligned: bool = True, along: int = 1, beside: int = 0,
+) -> Plan | None:  # fmt: skip
+    """The plan for `rows` rows of `n` numbers.
+
+    capability: 90 for 9.0, from which on blocks can be clusters. aligned: every row of x begins at a multiple of 16 bytes.
+    along: x's step along a row. beside: the step from one row to the next where that is a shorter one, else 0. `plan_of`
+    reads these off a Call.
+    """
+    key = (operation, dtype, flags, rows, n, multiprocessors, capability, aligned, along == 1, beside != 0)
+    if key not in _plans:
+        if len(_plans) > 4096:
+            _plans.clear()
+        _plans[key] = _make(*key)
+    return _plans[key]
+
+
+def plan_of(
+    operation: str, dtype: str, flags: int, call: Call, multiprocessors: int, capability: int = 80
+) -> Plan | None:
+    """The plan for a Call, into which its pieces are written. The workspace is still the caller's to find."""
+    x, size, inner = call.x, SIZES[dtype], call.inner
+    outer_step, inner_step, along = x.outer, x.inner, x.along
+    # (a step that is not taken does not count)
+    beside = inner_step if inner > 1 else outer_step
+    aligned = x.address % 16 == 0 and outer_step * size % 16 == 0 and (inner == 1 or inner_step * size % 16 == 0)
+    found = plan(
+        operation, dtype, flags, call.rows, call.n, multiprocessors=multiprocessors, capability=capability,
+        aligned=aligned, along=along, beside=beside if abs(beside) < abs(along) else 0,
+    )  # fmt: skip
+    if found is not None:
+        call.pieces, call.piece = found.pieces, found.piece
+    return found
+
+
+def _make(
+    operation: str, dtype: str, flags: int, rows: int, n: int, multiprocessors: int, capability: int, aligned: bool,
+    together: bool, columns: bool,
+) -> Plan | None:  # fmt: skip
+    if dtype not in SIZES or not 0 < n <= LONGEST or (flags & WIDE and (operation, dtype) != ("state", "float32")):
+        return None
+    if rows == 0:
+        return Plan((), 0, 1, n)
+    width, most = 16 // SIZES[dtype], vectors_at_most(operation, dtype, flags)
+    peeled = 0 if aligned or not together else width - 1  # numbers before the first vector, at most
+    vectors = _up(n + peeled, width)  # that a row touches
+    cuttable = operation != "softmax_pullback"  # whose sums are two, one after the other
+    if not together:
+        flags |= STRIDED
+
+    if not together and columns:
+        size = 1  # threads of a row, 32 rows beside one another
+        while size < 16 and size * most < vectors:
+            size *= 2
+        lanes, threads, groups = COLUMNS, 32 * size, 32
+        held = size * most >= vectors
+        per_thread = _enough(_up(vectors, size), most) if held else max(1, most // 2)
+    elif vectors <= 32 * most:
+        lanes = 1
+        while lanes < 32 and (lanes * 2 < vectors or lanes * most < vectors):
+            lanes *= 2
+        threads = 128 if rows * lanes >= 128 * multiprocessors else 32
+        size, groups, held, per_thread = lanes, threads // lanes, True, _enough(_up(vectors, lanes), most)
+    elif vectors <= threads_at_most(dtype, flags) * most:
+        per_thread = max(1, most // 2)
+        threads = _round(_up(vectors, per_thread))
+        if threads > 512 or threads * per_thread < vectors:
+            per_thread = most
+            threads = _round(_up(vectors, per_thread))
+        size, lanes, groups, held = threads, threads, 1, True
+    else:
+        size = lanes = threads = STREAM
+        groups, held, per_thread = 1, False, max(1, most // 2)
+
+    blocks = _up(rows, groups)
+    if n * SIZES[dtype] >= WORTH_CUTTING and 2 * blocks <= multiprocessors and cuttable:
+        per_thread = max(1, most // 2)
+        if lanes != COLUMNS:
+            lanes = threads = size = CUT
+        tile = size * per_thread * width
+        pieces = min(MOST_PIECES, _up(n, tile), _up(4 * multiprocessors, blocks))
+        piece = _up(n, pieces)
+        piece = _up(piece, width) * width  # so that pieces begin where the row's own vectors do
+        pieces = _up(n, piece)
+        shape = (operation, dtype, flags, lanes, threads, per_thread, False)
+        finishing = blocks if operation in ROW_ANSWERS else blocks * pieces
+        first = instance(*shape, grid=blocks * pieces, part="FIRST")
+        return Plan((first, instance(*shape, grid=finishing, part="LAST")), rows * pieces * RECORD * 8, pieces, piece)
+    if not held and lanes != COLUMNS and capability >= 90:
+        for cluster in (2, 4, 8):
+            piece = _up(_up(n, cluster), width) * width
+            vectors = _up(piece + peeled, width)
+            each = _round(_up(vectors, most))
+            if _up(n, piece) == cluster and each <= threads_at_most(dtype, flags) and each * most >= vectors:
+                launch = instance(operation, dtype, flags, each, each, most, True, rows * cluster, "CLUSTER", cluster)
+                return Plan((launch,), 0, cluster, piece) if rows * cluster <= BLOCKS else None
+    if blocks > BLOCKS:
+        return None
+    return Plan((instance(operation, dtype, flags, lanes, threads, per_thread, held, blocks),), 0, 1, n)
+
+
+def _up(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _enough(vectors: int, most: int) -> int:
+    """The first of a few numbers of vectors a thread that suffices: each is another instance to compile."""
+    return next(v for v in (1, 2, 3, 4, 6, 8, most) if v >= min(vectors, most))
+
+
+def _round(threads: int) -> int:
+    """Up to whole warps, and of many to a few sizes: each is another instance to compile."""
+    step = 32 if threads <= 128 else 64 if threads <= 256 else 128
+    return min(1024, _up(threads, step) * step)

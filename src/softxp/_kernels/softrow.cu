@@ -1,0 +1,996 @@
+// The softmax family, row by row, on CUDA. One source without includes. plan.py says what it does and picks an instance,
+// which -D macros describe (at the end). The mathematics is that of _formulas.py, in its letters.
+//
+// A row goes through three steps, whatever the operation:
+//
+//     gather   m, and the sums over the row that need it: r, and those of labels or cotangents
+//     settle   what all of the row's numbers need: m, r, factors
+//     finish   each number's answer
+//
+// A *group* of threads shares a row: some lanes of a warp, a block, or (columns) the threads of a block that have one
+// lane number, so that neighbouring threads take neighbouring rows. It takes a row in *tiles*: one, unless the row is too
+// long to be held in registers. A long row may be cut into pieces, a block each: either one launch gathers and a second
+// finishes, or the blocks are a cluster, which joins its sums through one another's shared memory.
+//
+// Nothing is read by ld.global.nc, since y may be x. No thread leaves before the last barrier.
+
+typedef long long Long;
+typedef unsigned long long Address;
+
+// ---- the call: plan.py has the same fields in the same order --------------------------------------------------------
+
+struct View {
+  Address address;
+  Long outer, inner, along;
+};
+
+struct Number {
+  Address address;
+  Long step;
+  double value;
+};
+
+struct Rows {
+  Address address;
+  Long step;
+};
+
+struct Call {
+  View x, y, v, mask;
+  Number temperature, factor, sample_weight;
+  Rows label, loss, weight, m, r;
+  Address class_weight, workspace;
+  Long rows, inner, n, pieces, piece, ignore_index;
+  double softcap, smoothing, z_loss;
+  int label_kind, ignore;
+};
+
+enum { SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, STATE, LOSS, LOSS_AND_GRADIENT, SOFTMAX_PULLBACK, LOG_SOFTMAX_PULLBACK };
+enum { MASK = 1, TEMPERATURE = 2, SOFTCAP = 4, SOFT = 8, SMOOTHING = 16, CLASS_WEIGHT = 32, WIDE = 64, STRIDED = 128 };
+enum { WHOLE, FIRST, LAST, CLUSTER };  // of a row in pieces: the launch that gathers, that finishes; both in one
+constexpr int RECORD = 12;    // float64 of workspace for a piece
+
+// ---- numbers: what lies in memory, and the arithmetic ---------------------------------------------------------------
+
+struct Half {
+  unsigned short bits;
+};
+
+struct Bfloat {
+  unsigned short bits;
+};
+
+template <class E>
+constexpr bool is_half = false;
+template <>
+constexpr bool is_half<Half> = true;
+
+#define HERE __device__ __forceinline__
+
+HERE float wide(float y) { return y; }
+HERE double wide(double y) { return y; }
+HERE float wide(Bfloat y) { return __uint_as_float((unsigned)y.bits << 16); }
+
+// What the hardware does in one instruction; whoever builds this for something else has these by other means
+#ifdef __CUDA_ARCH__
+HERE float wide(Half y) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(y.bits));
+  return x;
+}
+// Two numbers as 16 bits each, rounded to nearest, ties to even; the first in the low bits
+HERE unsigned pair(Half, float a, float b) {
+  unsigned both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));
+  return both;
+}
+HERE unsigned pair(Bfloat, float a, float b) {
+  unsigned both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));
+  return both;
+}
+// 2^x, 0 instead of a subnormal, which is 0 in a float16 anyway
+HERE float exp2_to_zero(float x) {
+  float e;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x));
+  return e;
+}
+// 16 bytes at once. ld.global, not ld.global.nc: y may be x
+HERE uint4 load_vector(const void* at) {
+  uint4 raw;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(raw.x), "=r"(raw.y), "=r"(raw.z), "=r"(raw.w)
+               : "l"(at)
+               : "memory");
+  return raw;
+}
+HERE void store_vector(void* at, uint4 raw) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(at), "r"(raw.x), "r"(raw.y), "r"(raw.z), "r"(raw.w)
+               : "memory");
+}
+// The blocks of a cluster: all wait for all; and a number at the same place in the shared memory of another
+HERE void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+template <class T>
+HERE T of_block(const T* at, int rank) {
+  T value = 0;
+#if __CUDA_ARCH__ >= 900
+  unsigned here = (unsigned)__cvta_generic_to_shared(at), there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
+  if constexpr (sizeof(T) == 4) asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(there) : "memory");
+  else asm volatile("ld.shared::cluster.f64 %0, [%1];" : "=d"(value) : "r"(there) : "memory");
+#endif
+  return value;
+}
+#endif
+
+template <class E>
+HERE E narrow(E, float y) {
+  return {(unsigned short)pair(E(), y, 0.0f)};
+}
+HERE float narrow(float, float y) { return y; }
+HERE float narrow(float, double y) { return (float)y; }
+HERE double narrow(double, double y) { return y; }
+
+// A vector: 16 bytes of numbers of memory. Put together and taken apart by bits: a pointer to a local may take it out of
+// the registers.
+template <class E>
+HERE E element(const uint4& raw, int i) {
+  const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
+  if constexpr (sizeof(E) == 2) return {(unsigned short)(words[i / 2] >> (i % 2 * 16))};
+  if constexpr (sizeof(E) == 4) return __uint_as_float(words[i]);
+  if constexpr (sizeof(E) == 8) return __hiloint2double(words[2 * i + 1], words[2 * i]);
+}
+template <class E>
+HERE uint4 vector_of(const E* e) {
+  if constexpr (sizeof(E) == 2)
+    return {e[0].bits | (unsigned)e[1].bits << 16, e[2].bits | (unsigned)e[3].bits << 16,
+            e[4].bits | (unsigned)e[5].bits << 16, e[6].bits | (unsigned)e[7].bits << 16};
+  if constexpr (sizeof(E) == 4)
+    return {__float_as_uint(e[0]), __float_as_uint(e[1]), __float_as_uint(e[2]), __float_as_uint(e[3])};
+  if constexpr (sizeof(E) == 8)
+    return {(unsigned)__double2loint(e[0]), (unsigned)__double2hiint(e[0]), (unsigned)__double2loint(e[1]),
+            (unsigned)__double2hiint(e[1])};
+}
+template <class E, class A>
+HERE void unpack(const uint4& raw, A* x) {
+#pragma unroll
+  for (int i = 0; i < int(16 / sizeof(E)); ++i) x[i] = wide(element<E>(raw, i));
+}
+template <class E, class A>
+HERE uint4 pack(const A* x) {
+  if constexpr (sizeof(E) == 2) {
+    return {pair(E(), x[0], x[1]), pair(E(), x[2], x[3]), pair(E(), x[4], x[5]), pair(E(), x[6], x[7])};
+  } else {
+    E e[16 / sizeof(E)];
+#pragma unroll
+    for (int i = 0; i < int(16 / sizeof(E)); ++i) e[i] = narrow(E(), x[i]);
+    return vector_of(e);
+  }
+}
+
+#define INF __longlong_as_double(0x7ff0000000000000ll)
+#define NOT_A_NUMBER __longlong_as_double(0x7ff8000000000000ll)
+
+HERE float larger(float a, float b) { return fmaxf(a, b); }  // of a number and NaN the number
+HERE double larger(double a, double b) { return fmax(a, b); }
+HERE float fused(float a, float b, float c) { return fmaf(a, b, c); }
+HERE double fused(double a, double b, double c) { return fma(a, b, c); }
+HERE float log1p_of(float x) { return log1pf(x); }
+HERE double log1p_of(double x) { return log1p(x); }
+HERE float expm1_of(float x) { return expm1f(x); }
+HERE double expm1_of(double x) { return expm1(x); }
+HERE float tanh_of(float x) { return tanhf(x); }
+HERE double tanh_of(double x) { return tanh(x); }
+HERE float exp_of(float x) { return expf(x); }
+HERE double exp_of(double x) { return exp(x); }
+
+// exp(d + error) for d <= 4, where `error` is what rounding took from d. The product with log2(e) comes after the shift.
+template <class E>
+HERE float exponential(float d, float error) {
+  constexpr float log2e = 1.44269502f, log2e_low = 1.92596303e-8f, ln2 = 0.693147182f;
+  if constexpr (sizeof(E) == 2) {
+    float h = d * log2e;
+    return is_half<E> ? exp2_to_zero(h) : exp2f(h);
+  } else {
+    d = d < -150.0f ? -150.0f : d;
+    float h = d * log2e, low = fused(d, log2e, -h) + d * log2e_low;
+    float e = exp2f(h);
+    return fused(e, fused(low, ln2, error), e);
+  }
+}
+template <class E>
+HERE double exponential(double d, double error) {
+  double e = exp(d);
+  return fused(e, error, e);
+}
+
+#if __CUDA_ARCH__ >= 1000  // there the compiler asks for twice the registers in a loop over tiles
+constexpr bool LOOPS_ARE_HEAVY = true;
+#else
+constexpr bool LOOPS_ARE_HEAVY = false;
+#endif
+
+// ---- an instance ----------------------------------------------------------------------------------------------------
+
+template <int OPERATION_, class E_, int LANES_, int THREADS_, int VECTORS_, int HELD_, int PART_, int FLAGS_>
+struct Config {
+  using E = E_;
+  template <class X, bool = sizeof(X) == 8 || (FLAGS_ & WIDE) != 0>
+  struct Arithmetic {
+    using type = double;
+  };
+  template <class X>
+  struct Arithmetic<X, false> {
+    using type = float;
+  };
+  using A = typename Arithmetic<E>::type;
+
+  static constexpr int OPERATION = OPERATION_, THREADS = THREADS_, PART = PART_, FLAGS = FLAGS_, VECTORS = VECTORS_;
+  static constexpr bool HELD = HELD_ != 0, COLUMNS = LANES_ == 0, STRIDES = COLUMNS || (FLAGS & STRIDED) != 0;
+  static constexpr int SIZE = COLUMNS ? THREADS / 32 : LANES_;    // threads in a group
+  static constexpr int GROUPS = COLUMNS ? 32 : THREADS / LANES_;  // in a block
+  static constexpr int WIDTH = 16 / sizeof(E), N = VECTORS * WIDTH;  // numbers in a vector; of a tile in a thread
+  static constexpr int TILE = N * SIZE;
+
+  static constexpr bool LOSSES = OPERATION == LOSS || OPERATION == LOSS_AND_GRADIENT;
+  static constexpr bool HARD = LOSSES && !(FLAGS & SOFT), SMOOTH = LOSSES && (FLAGS & SMOOTHING) != 0;
+  static constexpr bool SECOND = (LOSSES && !HARD) || OPERATION >= SOFTMAX_PULLBACK;  // is v read?
+  static constexpr bool WEIGHTS = LOSSES && (FLAGS & CLASS_WEIGHT) != 0, CAP = LOSSES && (FLAGS & SOFTCAP) != 0;
+  static constexpr bool ADJOINT =
+      OPERATION == LOG_SOFTMAX_PULLBACK || (OPERATION == LOSS_AND_GRADIENT && (SECOND || SMOOTH));
+  static constexpr bool GRADIENT = OPERATION >= LOSS_AND_GRADIENT;
+  static constexpr bool ANSWERS = OPERATION < LOGSUMEXP || GRADIENT;  // is there an answer for each number?
+  static constexpr bool TEMPERED = (FLAGS & TEMPERATURE) != 0, MASKED = (FLAGS & MASK) != 0;
+  static constexpr bool PARTS = MASKED || CAP || SMOOTH;  // is it asked of each number whether it takes part?
+  static constexpr bool EXACT = sizeof(E) == sizeof(A);  // then a quotient's rounding is made good
+
+  // at most 64 registers a thread keep 1024 threads on a multiprocessor; what needs more has half of them
+  static constexpr bool HEAVY = sizeof(A) == 8 || FLAGS != 0 || (LOOPS_ARE_HEAVY && !HELD);
+  static constexpr int BLOCKS = (HEAVY ? 512 : 1024) / THREADS > 0 ? (HEAVY ? 512 : 1024) / THREADS : 1;
+
+  // sums over a row. REST: exp(d) of all but the maxima; TOPS: how many of these; FIT: Σ q d, of labels, of smoothing
+  static constexpr int REST = 0, TOPS = 1, SCORE = 2;  // the label's score: one thread has it, so its sum is it
+  static constexpr int OF_V = SCORE + HARD, V_REST = OF_V, V_TOPS = OF_V + 1, V_FIT = OF_V + 2;
+  static constexpr int OF_PART = OF_V + 3 * SECOND, P_REST = OF_PART, P_TOPS = OF_PART + 1, P_FIT = OF_PART + 2;
+  static constexpr int COUNT = OF_PART + 3, SUMS = OF_PART + 4 * SMOOTH;
+  static_assert(PART != CLUSTER || (HELD && SIZE == THREADS), "a cluster holds its row");
+  static_assert(SUMS < RECORD, "a record is m and all sums");
+  static_assert(N <= 32, "which of them take part is said by 32 bits");
+
+  // of long rows the sums over tiles are kept in float64: never one by one in 32 bits
+  template <class X, bool = HELD_ != 0>
+  struct Sum {
+    using type = X;
+  };
+  template <class X>
+  struct Sum<X, false> {
+    using type = double;
+  };
+  using Total = typename Sum<A>::type;
+
+  struct Shared {  // two halves that take turns: a barrier then stands between any write and the reads before it
+    double cells[2][COLUMNS ? THREADS : SIZE > 32 ? 32 * SUMS : 1];
+    double of_block[2][PART == CLUSTER ? SUMS : 1];
+  };
+};
+
+// ---- a group of threads ---------------------------------------------------------------------------------------------
+
+struct Largest {
+  template <class T>
+  HERE T operator()(T a, T b) const {
+    return larger(a, b);
+  }
+};
+struct Add {
+  template <class T>
+  HERE T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+
+template <class C>
+struct Group {
+  typename C::Shared& shared;
+  int blocks;  // of a cluster
+  int turn;
+
+  // `value` of all threads, joined; each thread gets the same answer, to the last bit
+  template <class Join, class T, int K>
+  HERE void all(T (&value)[K], T nothing) {
+    constexpr Join join{};
+    T* cells = reinterpret_cast<T*>(shared.cells[turn]);
+    int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    if constexpr (C::COLUMNS) {
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        cells = reinterpret_cast<T*>(shared.cells[turn]);
+        cells[thread] = value[k];
+        __syncthreads();
+        value[k] = cells[lane];
+        for (int w = 1; w < C::SIZE; ++w) value[k] = join(value[k], cells[w * 32 + lane]);
+        turn ^= 1;
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < K; ++k) value[k] = in_warp<Join>(value[k]);
+      if constexpr (C::SIZE > 32) {
+        static_assert(K <= C::SUMS || K == 1, "there is room for so many");
+        if (lane == 0)
+#pragma unroll
+          for (int k = 0; k < K; ++k) cells[k * 32 + warp] = value[k];
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < K; ++k) value[k] = in_warp<Join>(lane < C::SIZE / 32 ? cells[k * 32 + lane] : nothing);
+        if constexpr (C::PART == CLUSTER) {
+          T* ours = reinterpret_cast<T*>(shared.of_block[turn]);
+          if (thread == 0)
+#pragma unroll
+            for (int k = 0; k < K; ++k) ours[k] = value[k];
+          cluster_barrier();
+#pragma unroll
+          for (int k = 0; k < K; ++k) value[k] = in_warp<Join>(lane < blocks ? of_block(ours + k, lane) : nothing);
+        }
+        turn ^= 1;
+      }
+    }
+  }
+
+  template <class Join, class T>
+  HERE T in_warp(T value) {
+#pragma unroll
+    for (int apart = (C::SIZE < 32 ? C::SIZE : 32) / 2; apart > 0; apart /= 2)
+      value = Join()(value, __shfl_xor_sync(0xffffffffu, value, apart));
+    return value;
+  }
+
+  template <class T>
+  HERE T largest(T value) {
+    T one[1] = {value};
+    all<Largest>(one, T(-INF));
+    return one[0];
+  }
+};
+
+// ---- distances from the maximum, in every corner --------------------------------------------------------------------
+
+template <class A>
+struct Distance {
+  A d, error;  // (x - m) / t, and what rounding took from it
+};
+
+template <class C>
+struct Temper {
+  using A = typename C::A;
+
+  A t = 1, inverse = 1, excess = 0;  // the temperature is t (1 + excess); the inverse of its limits is inf and 0
+  bool limit = false;
+  bool bad = false;  // negative or NaN
+
+  HERE void set(double value) {
+    constexpr double least = sizeof(A) == 4 ? 0x1p-126 : 0x1p-1022, most = sizeof(A) == 4 ? 3.4028234e38 : 1.7e308;
+    if (!(value >= 0)) {
+      bad = true;
+      t = value < 0 ? A(1) : A(value);
+    } else if (value < least || value > most) {
+      limit = true;
+      inverse = value < least ? A(INF) : A(0);
+    } else {
+      t = A(value);
+      inverse = A(1) / t;
+      excess = A((value - double(t)) / value);
+    }
+  }
+
+  // Of x from a centre, m or nearly: exactly 0 at the top, -inf beside a top of inf. No step gives NaN but for a NaN.
+  HERE Distance<A> from(A centre, A x, bool top) const {
+    A d = x - centre, error = 0;
+    if constexpr (C::EXACT) {  // Knuth's difference of two numbers
+      A v = d - x;
+      error = (x - (d - v)) - (centre + v);
+    }
+    A q = d;
+    if constexpr (C::TEMPERED) {
+      A by = centre == A(INF) ? A(1) : inverse;
+      A parts = x > A(-INF) ? x * by - centre * by : x;  // the difference may overflow where the quotient does not
+      q = d > A(-INF) ? d * by : parts;
+      if constexpr (C::EXACT) error = (fused(-q, t, d) + error) * by - q * excess;
+    }
+    return {top ? A(0) : q, error - error == A(0) ? error : A(0)};
+  }
+
+  HERE Distance<A> distance(A x, A m) const { return from(m == A(-INF) ? A(0) : m, x, x == m && m > A(-INF)); }
+
+  // Is the derivative of the row 0?
+  HERE bool frozen(A m) const { return m == m && (m - m != A(0) || limit) && t == t; }
+};
+
+// ---- a row in memory ------------------------------------------------------------------------------------------------
+
+template <class E>
+struct Line {
+  E* start;  // number 0 of a row
+  Long step;
+
+  HERE E& operator[](Long k) const { return start[k * step]; }
+};
+
+// Numbers low to high of the 16 bytes of numbers from `first` on, one by one; `pad` elsewhere
+template <class E>
+HERE uint4 edge(const E* first, Long step, int low, int high, E pad) {
+  constexpr int WIDTH = 16 / sizeof(E);
+  E e[WIDTH];
+#pragma unroll
+  for (int i = 0; i < WIDTH; ++i) e[i] = i >= low && i < high ? first[i * step] : pad;
+  return vector_of(e);
+}
+template <class E>
+HERE void edge_store(E* first, Long step, int low, int high, uint4 raw) {
+  constexpr int WIDTH = 16 / sizeof(E);
+#pragma unroll
+  for (int i = 0; i < WIDTH; ++i)
+    if (i >= low && i < high) first[i * step] = element<E>(raw, i);
+}
+
+HERE Long offset_of(const View& view, Long row, Long inner) {
+  if (inner == 1) return row * view.outer;
+  Long outer = row <= 0xffffffffll && inner <= 0xffffffffll ? Long(unsigned(row) / unsigned(inner)) : row / inner;
+  return outer * view.outer + (row - outer * inner) * view.inner;
+}
+
+template <class E>
+HERE Line<E> line_of(const View& view, Long row, Long inner) {
+  return {reinterpret_cast<E*>(view.address) + offset_of(view, row, inner), view.along};
+}
+
+HERE double number_of(const Number& number, Long row) {
+  return number.address ? reinterpret_cast<const double*>(number.address)[row * number.step] : number.value;
+}
+
+HERE void put(const Rows& rows, Long row, double value) {
+  reinterpret_cast<double*>(rows.address)[row * rows.step] = value;
+}
+
+constexpr Long NO_LABEL = 0x7fffffffffffffffll;
+
+HERE Long label_of(const Call& call, Long row) {
+  Long at = row * call.label.step;
+  switch (call.label_kind) {
+    case 1: return reinterpret_cast<const signed char*>(call.label.address)[at];
+    case 2: return reinterpret_cast<const short*>(call.label.address)[at];
+    case 4: return reinterpret_cast<const int*>(call.label.address)[at];
+    case -1: return reinterpret_cast<const unsigned char*>(call.label.address)[at];
+    case -2: return reinterpret_cast<const unsigned short*>(call.label.address)[at];
+    case -4: return reinterpret_cast<const unsigned*>(call.label.address)[at];
+  }
+  Long label = reinterpret_cast<const Long*>(call.label.address)[at];
+  return call.label_kind == -8 && label < 0 ? NO_LABEL : label;  // unsigned, it is 2^63 or more
+}
+
+// 0 · anything is 0
+template <class A>
+HERE A times(A a, A b) {
+  return a == A(0) ? A(0) : a * b;
+}
+
+struct Reach {
+  int low, high;
+
+  HERE bool has(int k) const { return k >= low && k < high; }
+};
+
+// ---- the work of a group --------------------------------------------------------------------------------------------
+
+template <class C>
+struct Tile {
+  typename C::A x[C::N];  // scores; from `gather` on their exps, or distances where the answer is log_softmax
+  typename C::A v[C::SECOND ? C::N : 1];
+  unsigned part;  // which of them take part, bit by bit
+};
+
+template <class C>
+struct State {
+  typename C::A m;
+  typename C::A centre;  // what REST's exps are taken from: m, or a little below
+  typename C::Total sums[C::SUMS];
+};
+
+template <class C>
+struct Work {
+  using E = typename C::E;
+  using A = typename C::A;
+  using Total = typename C::Total;
+
+  const Call& call;
+  Group<C> group;
+  int lane;     // of the group
+  bool there;   // is there such a row?
+  bool leads;   // does this thread speak for its row?
+  Long row, piece, begin, end, origin;  // the group's part of the row; where its first tile begins, at or before `begin`
+  Line<E> x, v, y;
+  Line<const unsigned char> mask;
+  Temper<C> temper;
+
+  Long label = 0;
+  bool bad = false, dropped = false;
+  A label_weight = 1, share = 1;  // of the label's class; what smoothing leaves the labels
+  double sample = 1;
+
+  // what `settle` finds. scale_m: m before a NaN is seen; log: log1p(r); factor: of all answers
+  A scale_m, m, r, log, p_top, factor = 1;
+  bool zero = false;  // is the answer 0 throughout?
+  // of losses: what smoothing gives each class; Σ q, and all of it but the maxima's; the z-loss's part of the slope
+  A even = 0, all_q = 0, rest_q = 0, more = 0, label_d = 0;
+  A mean = 0, product = 0;  // of softmax's pullback: v at the maxima, and Σ p (v - mean)
+
+  HERE Work(const Call& given, typename C::Shared& shared) : call(given), group{shared, int(given.pieces), 0} {
+    int thread = threadIdx.x;
+    Long block = blockIdx.x;
+    piece = C::PART == WHOLE || (C::PART == LAST && !C::ANSWERS) ? 0 : block % call.pieces;
+    block = C::PART == WHOLE || (C::PART == LAST && !C::ANSWERS) ? block : block / call.pieces;
+    int member = C::COLUMNS ? thread % 32 : thread / C::SIZE;
+    lane = C::COLUMNS ? thread / 32 : thread % C::SIZE;
+    row = block * C::GROUPS + member;
+    there = row < call.rows;
+    row = there ? row : call.rows - 1;
+    leads = there && lane == 0 && piece == 0;
+    begin = C::PART == WHOLE ? 0 : piece * call.piece;
+    end = C::PART == WHOLE || begin + call.piece > call.n ? call.n : begin + call.piece;
+    end = there ? end : begin;
+
+    x = line_of<E>(call.x, row, call.inner);
+    if constexpr (C::ANSWERS) y = line_of<E>(call.y, row, call.inner);
+    if constexpr (C::SECOND) v = line_of<E>(call.v, row, call.inner);
+    if constexpr (C::MASKED) mask = line_of<const unsigned char>(call.mask, row, call.inner);
+    origin = begin - (C::STRIDES ? 0 : Long(reinterpret_cast<Address>(x.start + begin) % 16 / sizeof(E)));
+    if constexpr (C::TEMPERED) temper.set(number_of(call.temperature, row));
+    if constexpr (C::LOSSES) {
+      sample = number_of(call.sample_weight, row);
+      if constexpr (C::SMOOTH) share = A(1 - call.smoothing);
+    }
+    if constexpr (C::HARD) {
+      label = label_of(call, row);
+      bool ignored = call.ignore && label == call.ignore_index;
+      bad = !ignored && (label < 0 || label >= call.n);
+      label = ignored || bad ? 0 : label;
+      label_weight = bad ? A(0) : weight_of(label);
+      dropped = ignored || (label_weight == 0 && !bad) || sample == 0;
+    }
+  }
+
+  HERE A weight_of(Long k) const {
+    return C::WEIGHTS ? A(reinterpret_cast<const double*>(call.class_weight)[k]) : A(1);
+  }
+
+  HERE A weight_in(Long start, int j) const {
+    return reach(start).has(offset(j)) ? weight_of(start + offset(j)) : A(0);
+  }
+
+  HERE A capped(A score) const {
+    if constexpr (!C::CAP) return score;
+    A cap = A(call.softcap);
+    return cap * tanh_of(score / cap);
+  }
+
+  HERE A cap_slope(A score) const {
+    A e = exp_of(A(-2) * fabs(score / A(call.softcap)));
+    return 4 * e / ((1 + e) * (1 + e));
+  }
+
+  // Where number j of a thread's tile lies in the tile
+  HERE int offset(int j) const {
+    if constexpr (C::STRIDES) return j * C::SIZE + lane;
+    return (j / C::WIDTH * C::SIZE + lane) * C::WIDTH + j % C::WIDTH;
+  }
+  HERE bool inside(Long k) const { return k >= begin && k < end; }
+  HERE Long tiles() const { return (end - origin + C::TILE - 1) / C::TILE; }
+  HERE Reach reach(Long start) const {  // what of a tile is in the group's part of the row
+    Long low = begin - start, high = end - start;
+    return {int(low > 0 ? low : 0), int(high < C::TILE ? high : C::TILE)};
+  }
+
+  // May vectors be used? Where they begin for x they may not begin for another array.
+  HERE bool by_vectors(const Line<E>& from) const {
+    return from.step == 1 && reinterpret_cast<Address>(from.start + origin) % 16 == 0;
+  }
+
+  // A tile's numbers of a line: all loads are under way before the first is used. Past the ends they are `pad`.
+  HERE void fetch(const Line<E>& from, Long start, A pad, A (&out)[C::N]) const {
+    const Reach r = reach(start);
+    const E* first = from.start + start * from.step;
+    if constexpr (C::STRIDES) {
+      E raw[C::N];
+#pragma unroll
+      for (int j = 0; j < C::N; ++j)
+        raw[j] = r.has(offset(j)) ? first[offset(j) * from.step] : narrow(E(), pad);
+#pragma unroll
+      for (int j = 0; j < C::N; ++j) out[j] = wide(raw[j]);
+    } else {
+      uint4 raw[C::VECTORS];
+      const bool vectors = by_vectors(from);
+      if (vectors && r.has(offset(0)) && r.has(offset(C::N - 1))) {
+#pragma unroll
+        for (int i = 0; i < C::VECTORS; ++i) raw[i] = load_vector(first + offset(i * C::WIDTH));
+      } else {
+#pragma unroll
+        for (int i = 0; i < C::VECTORS; ++i) {
+          const int at = offset(i * C::WIDTH);
+          if (vectors && r.has(at) && r.has(at + C::WIDTH - 1)) raw[i] = load_vector(first + at);
+          else raw[i] = edge(first + at * from.step, from.step, r.low - at, r.high - at, narrow(E(), pad));
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < C::VECTORS; ++i) unpack<E>(raw[i], out + i * C::WIDTH);
+    }
+  }
+
+  HERE void store(Long start, const A (&out)[C::N]) const {
+    const Reach r = reach(start);
+    E* first = y.start + start * y.step;
+    if constexpr (C::STRIDES) {
+#pragma unroll
+      for (int j = 0; j < C::N; ++j)
+        if (r.has(offset(j))) first[offset(j) * y.step] = narrow(E(), out[j]);
+    } else {
+      const bool vectors = by_vectors(y);
+#pragma unroll
+      for (int i = 0; i < C::VECTORS; ++i) {
+        const int at = offset(i * C::WIDTH);
+        const uint4 raw = pack<E>(out + i * C::WIDTH);
+        if (vectors && r.has(at) && r.has(at + C::WIDTH - 1)) store_vector(first + at, raw);
+        else edge_store(first + at * y.step, y.step, r.low - at, r.high - at, raw);
+      }
+    }
+  }
+
+  HERE void load(Tile<C>& tile, Long start) const {
+    fetch(x, start, A(-INF), tile.x);
+    if constexpr (C::SECOND) fetch(v, start, A(0), tile.v);
+    if constexpr (C::PARTS) {
+      const Reach r = reach(start);
+      tile.part = 0;
+#pragma unroll
+      for (int j = 0; j < C::N; ++j) {
+        bool takes_part = r.has(offset(j));
+        if constexpr (C::MASKED) takes_part = takes_part && mask[start + offset(j)] != 0;
+        tile.part |= unsigned(takes_part) << j;
+        tile.x[j] = takes_part ? capped(tile.x[j]) : A(-INF);
+      }
+    }
+    if constexpr (C::OPERATION == LOG_SOFTMAX_PULLBACK)  // log p is -inf there whatever x does nearby
+#pragma unroll
+      for (int j = 0; j < C::N; ++j) tile.v[j] = tile.x[j] == A(-INF) ? A(0) : tile.v[j];
+  }
+
+  HERE A peak(const Tile<C>& tile) const {
+    A m = tile.x[0];
+#pragma unroll
+    for (int j = 1; j < C::N; ++j) m = larger(m, tile.x[j]);
+    return larger(m, A(-INF));  // NaN where all are
+  }
+
+  HERE A label_score() const {
+    if constexpr (C::MASKED)
+      if (mask[label] == 0) return A(-INF);
+    return capped(A(wide(x[label])));
+  }
+
+  HERE A centre_of(A m) const { return m == A(-INF) ? A(0) : m; }
+  HERE A summit_of(A m) const { return m == A(-INF) ? A(NOT_A_NUMBER) : m; }  // a row with nothing in it has no top
+
+  // The sums of a tile, none of whose numbers is above m. One that is held leaves with what `finish` needs.
+  HERE void gather(Tile<C>& tile, Long start, State<C>& state) const {
+    const A centre = centre_of(state.centre), m = centre_of(state.m), summit = summit_of(state.m);
+    A sums[C::SUMS] = {};
+#pragma unroll
+    for (int j = 0; j < C::N; ++j) {
+      const bool top = tile.x[j] == summit;
+      Distance<A> apart = temper.from(centre, tile.x[j], top);
+      A e = exponential<E>(apart.d, apart.error);
+      sums[C::REST] += top ? A(0) : e;
+      sums[C::TOPS] += top ? A(1) : A(0);
+      if constexpr (!C::HELD && (C::SECOND || C::SMOOTH)) apart = temper.from(m, tile.x[j], top);
+      A w = 1;
+      if constexpr (C::WEIGHTS && (C::SECOND || C::SMOOTH)) w = weight_in(start, j);
+      if constexpr (C::SECOND) {
+        A q = w * tile.v[j];
+        sums[C::V_REST] += top ? A(0) : q;
+        sums[C::V_TOPS] += top ? q : A(0);
+        if constexpr (C::LOSSES) sums[C::V_FIT] += q == A(0) ? A(0) : q * (apart.d + apart.error);
+      }
+      if constexpr (C::SMOOTH) {
+        A part = (tile.part >> j & 1) ? A(1) : A(0), q = part * w;
+        sums[C::P_REST] += top ? A(0) : q;
+        sums[C::P_TOPS] += top ? q : A(0);
+        sums[C::P_FIT] += q == A(0) ? A(0) : q * (apart.d + apart.error);
+        sums[C::COUNT] += part;
+      }
+      if constexpr (C::HELD) tile.x[j] = C::OPERATION == LOG_SOFTMAX ? apart.d + apart.error : e;
+    }
+#pragma unroll
+    for (int k = 0; k < C::SUMS; ++k) state.sums[k] += sums[k];
+  }
+
+  // The same sums, as they are with a higher maximum. REST stays where it is while that is near: were it scaled for every
+  // new maximum, the roundings of a row that climbs would add up.
+  HERE void raise(State<C>& state, A m, bool centred) const {
+    Total* s = state.sums;
+    if (m > state.m) {
+      Distance<A> old = temper.distance(state.m, state.centre), apart = temper.distance(state.m, m);
+      Total d = Total(apart.d) + apart.error;
+      s[C::REST] += s[C::TOPS] > 0 ? s[C::TOPS] * exponential<E>(old.d, old.error) : Total(0);
+      s[C::TOPS] = 0;
+      if constexpr (C::SECOND) {
+        s[C::V_REST] += s[C::V_TOPS];
+        s[C::V_TOPS] = 0;
+        if constexpr (C::LOSSES) s[C::V_FIT] += s[C::V_REST] == 0 ? Total(0) : s[C::V_REST] * d;
+      }
+      if constexpr (C::SMOOTH) {
+        s[C::P_REST] += s[C::P_TOPS];
+        s[C::P_TOPS] = 0;
+        s[C::P_FIT] += s[C::P_REST] == 0 ? Total(0) : s[C::P_REST] * d;
+      }
+      state.m = m;
+    }
+    bool far = centred || state.centre == A(-INF) || !(temper.distance(m, state.centre).d < A(4));
+    if (state.centre < m && far) {
+      Distance<A> apart = temper.distance(state.centre, m);
+      s[C::REST] *= exponential<E>(apart.d, apart.error);
+      state.centre = m;
+    }
+  }
+
+  HERE double* record(Long of_piece) const {
+    return reinterpret_cast<double*>(call.workspace) + (row * call.pieces + of_piece) * RECORD;
+  }
+
+  HERE void take_records(State<C>& state) const {
+    for (Long k = lane; k < call.pieces; k += C::SIZE) {
+      State<C> other;
+      other.m = other.centre = A(record(k)[0]);
+#pragma unroll
+      for (int i = 0; i < C::SUMS; ++i) other.sums[i] = Total(record(k)[1 + i]);
+      A m = larger(state.m, other.m);
+      raise(state, m, true);
+      raise(other, m, true);
+#pragma unroll
+      for (int i = 0; i < C::SUMS; ++i) state.sums[i] += other.sums[i];
+    }
+  }
+
+  HERE void gather_all(Tile<C>& tile, State<C>& state) {
+    state.m = state.centre = A(-INF);
+#pragma unroll
+    for (int k = 0; k < C::SUMS; ++k) state.sums[k] = 0;
+    if constexpr (C::HELD) {
+      load(tile, origin);
+      state.m = state.centre = group.largest(peak(tile));
+      gather(tile, origin, state);
+    } else {
+      if constexpr (C::PART == LAST) {
+        take_records(state);
+      } else {
+#pragma unroll 1
+        for (Long i = 0, count = tiles(); i < count; ++i) {
+          Long start = origin + i * C::TILE;
+          load(tile, start);
+          raise(state, larger(state.m, peak(tile)), false);
+          gather(tile, start, state);
+        }
+      }
+      raise(state, group.largest(state.m), true);
+    }
+    if constexpr (C::HARD && C::PART != LAST)
+      if (lane == 0 && piece == 0) state.sums[C::SCORE] = label_score();
+    group.template all<Add>(state.sums, Total(0));
+  }
+
+  // A tile in hand, as `gather` leaves one that is held
+  HERE void load_exps(Tile<C>& tile, Long start) const {
+    if constexpr (C::HELD) return;
+    load(tile, start);
+    const A centre = centre_of(scale_m), summit = summit_of(scale_m);
+#pragma unroll
+    for (int j = 0; j < C::N; ++j) {
+      Distance<A> apart = temper.from(centre, tile.x[j], tile.x[j] == summit);
+      tile.x[j] = C::OPERATION == LOG_SOFTMAX ? apart.d + apart.error : exponential<E>(apart.d, apart.error);
+    }
+  }
+
+  // ---- settle
+
+  HERE void settle(const State<C>& state) {
+    const Total* s = state.sums;
+    scale_m = state.m;
+    A rest = A(s[C::REST] + (s[C::TOPS] > 0 ? s[C::TOPS] - 1 : 0));
+    m = rest == rest ? state.m : A(NOT_A_NUMBER);
+    r = temper.bad ? A(NOT_A_NUMBER) : rest;
+    log = log1p_of(r);
+    p_top = 1 / (1 + r);
+    if constexpr (C::LOSSES) settle_loss(s);
+    bool derivative = C::GRADIENT;
+    if constexpr (C::OPERATION == SOFTMAX) {
+      derivative = call.factor.address != 0;
+      if (derivative) factor = A(number_of(call.factor, row));
+    }
+    if constexpr (C::OPERATION == LOSS_AND_GRADIENT) factor = A(number_of(call.factor, row) * sample);
+    if constexpr (C::OPERATION == LOG_SOFTMAX_PULLBACK) {  // the loss's adjoint of -v
+      factor = -1;
+      rest_q = A(s[C::V_REST]);
+      all_q = A(s[C::V_REST] + s[C::V_TOPS]);
+    }
+    if constexpr (C::OPERATION == SOFTMAX_PULLBACK) mean = A(s[C::V_TOPS] / (s[C::TOPS] > 0 ? s[C::TOPS] : 1));
+    if constexpr (C::GRADIENT) factor /= temper.t;
+    zero = dropped || (derivative && temper.frozen(m));
+  }
+
+  HERE void settle_loss(const Total* s) {
+    A of_labels = label_weight, rest_of_labels, fit;
+    if constexpr (C::HARD) {
+      A score = A(s[C::SCORE]);
+      Distance<A> apart = temper.distance(score, scale_m);
+      label_d = apart.d + apart.error;
+      fit = times(share * of_labels, label_d);
+      rest_of_labels = score == scale_m ? A(0) : of_labels;
+    } else {
+      of_labels = A(s[C::V_REST] + s[C::V_TOPS]);
+      rest_of_labels = A(s[C::V_REST]);
+      fit = times(share, A(s[C::V_FIT]));
+      dropped = of_labels == 0 || sample == 0;
+    }
+    all_q = share * of_labels;
+    rest_q = share * rest_of_labels;
+    if constexpr (C::SMOOTH) {
+      even = A(call.smoothing / (s[C::COUNT] > 1 ? double(s[C::COUNT]) : 1.0));
+      all_q += even * A(s[C::P_REST] + s[C::P_TOPS]);
+      rest_q += even * A(s[C::P_REST]);
+      fit += times(even, A(s[C::P_FIT]));
+    }
+    A loss = all_q * log - fit;
+    if (call.z_loss != 0) {
+      A lse = m / temper.t + log;
+      loss += A(call.z_loss) * of_labels * lse * lse;
+      more = A(2 * call.z_loss) * of_labels * lse;
+    }
+    if (!leads) return;
+    put(call.loss, row, dropped ? 0.0 : bad ? NOT_A_NUMBER : sample * double(loss));
+    put(call.weight, row, dropped ? 0.0 : sample * double(of_labels));
+  }
+
+  // ---- finish
+
+  // Σ p (v - mean), where mean is v at the maxima: a constant added to v changes nothing, and one near 1 is not lost
+  HERE void find_product(Tile<C>& tile) {
+    Total sum[1] = {0};
+#pragma unroll 1
+    for (Long i = 0, count = C::HELD ? 1 : tiles(); i < count; ++i) {
+      load_exps(tile, origin + i * C::TILE);
+      A part = 0;
+#pragma unroll
+      for (int j = 0; j < C::N; ++j) part += tile.x[j] * (tile.v[j] - mean);
+      sum[0] += part;
+    }
+    group.template all<Add>(sum, Total(0));
+    product = A(sum[0]) * p_top;
+  }
+
+  // The slope of -Σ q log p, which is p Σq - q, without its cancellation where p is near 1
+  HERE A adjoint(A e, A q) const {
+    A p = e * p_top;
+    bool lone = e == A(1) && r < A(1);
+    return lone ? p * (rest_q + more) - q * (r * p_top) : q * (p - 1) + p * ((all_q - q) + more);
+  }
+
+  // From a tile's exps (or distances) to its answer
+  HERE void answer(Tile<C>& tile, Long start) const {
+    if constexpr (C::OPERATION == LOG_SOFTMAX) {
+#pragma unroll
+      for (int j = 0; j < C::N; ++j) tile.x[j] -= log;
+    } else if constexpr (C::ADJOINT) {
+#pragma unroll
+      for (int j = 0; j < C::N; ++j) {
+        A q = C::SECOND ? tile.v[C::SECOND ? j : 0] : A(start + offset(j) == label && !bad);
+        if constexpr (C::SMOOTH) q = share * q + even;  // where the mask is False the answer is 0 in any case
+        if constexpr (C::WEIGHTS) q *= weight_in(start, j);
+        tile.x[j] = adjoint(tile.x[j], q) * factor;
+      }
+    } else if constexpr (C::OPERATION == SOFTMAX_PULLBACK) {
+#pragma unroll
+      for (int j = 0; j < C::N; ++j) tile.x[j] = tile.x[j] * p_top * ((tile.v[j] - mean) - product) * factor;
+    } else {
+      A by = p_top * factor;
+      if constexpr (C::LOSSES) by *= all_q + more;
+#pragma unroll
+      for (int j = 0; j < C::N; ++j) tile.x[j] *= by;
+    }
+    if constexpr (C::CAP) {
+      A score[C::N];
+      fetch(x, start, A(0), score);
+#pragma unroll
+      for (int j = 0; j < C::N; ++j) tile.x[j] *= cap_slope(score[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < C::N; ++j) {
+      if (bad) tile.x[j] = A(NOT_A_NUMBER);
+      bool hidden = C::MASKED && (C::GRADIENT || call.factor.address) && !(tile.part >> j & 1);
+      if (zero || hidden) tile.x[j] = 0;
+    }
+  }
+
+  HERE bool owns(Long k) const {
+    if (!inside(k)) return false;
+    k -= origin;
+    return lane == (C::STRIDES ? k : k / C::WIDTH) % C::SIZE;
+  }
+
+  HERE void finish(Tile<C>& tile) {
+    // The label's own slope is q expm1(log p). Whoever writes the label's number writes it again, last.
+    bool again = false;
+    A slope = 0;
+    if constexpr (C::LOSSES && !C::ADJOINT) {
+      again = !bad && !zero && owns(label);
+      if constexpr (C::MASKED) again = again && mask[label] != 0;
+      if (again) {
+        A less = expm1_of(label_d - log);
+        slope = (all_q * less + more * (1 + less)) * factor;
+        if constexpr (C::CAP) slope *= cap_slope(A(wide(x[label])));
+      }
+    }
+    // the last tile first: what was read last is still in the cache
+#pragma unroll 1
+    for (Long i = C::HELD ? 0 : tiles() - 1; i >= 0; --i) {
+      Long start = origin + i * C::TILE;
+      load_exps(tile, start);
+      answer(tile, start);
+      store(start, tile.x);
+    }
+    if (again) y[label] = narrow(E(), slope);
+  }
+
+  HERE void go() {
+    Tile<C> tile;
+    State<C> state;
+    gather_all(tile, state);
+    if constexpr (C::PART == FIRST) {
+      if (there && lane == 0) {
+        record(piece)[0] = state.m;
+#pragma unroll
+        for (int k = 0; k < C::SUMS; ++k) record(piece)[1 + k] = state.sums[k];
+      }
+    } else {
+      settle(state);
+      if constexpr (C::OPERATION == LOGSUMEXP)
+        if (leads)
+          reinterpret_cast<E*>(call.y.address)[offset_of(call.y, row, call.inner)] = narrow(E(), A(m + log));
+      if constexpr (C::OPERATION == STATE)
+        if (leads) put(call.m, row, m), put(call.r, row, r);
+      if constexpr (C::OPERATION == SOFTMAX_PULLBACK) find_product(tile);
+      if constexpr (C::ANSWERS) finish(tile);
+      if constexpr (C::PART == CLUSTER) cluster_barrier();  // nobody leaves while another may read its shared memory
+    }
+  }
+};
+
+// ---- the instance that the -D macros describe -----------------------------------------------------------------------
+
+#ifdef SOFTROW_OPERATION
+using Instance = Config<SOFTROW_OPERATION, SOFTROW_ELEMENT, SOFTROW_LANES, SOFTROW_THREADS, SOFTROW_VECTORS,
+                        SOFTROW_HELD, SOFTROW_PART, SOFTROW_FLAGS>;
+
+#ifdef SOFTROW_CLUSTER  // blocks in a cluster
+#define OF_CLUSTER __cluster_dims__(SOFTROW_CLUSTER, 1, 1)
+#else
+#define OF_CLUSTER
+#endif
+
+extern "C" __global__ void OF_CLUSTER __launch_bounds__(SOFTROW_THREADS, Instance::BLOCKS) softrow(const Call call) {
+  __shared__ Instance::Shared shared;
+  Work<Instance>(call, shared).go();
+}
+#endif

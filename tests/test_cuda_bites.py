@@ -1,0 +1,175 @@
+"""The tests of softrow.cu must fail where the source is wrong: each line below is one mistake, and where it must be seen."""
+
+import zlib
+from functools import cache
+
+import emulated as M
+import numpy as np
+import pytest
+from test_cuda_kernels import ROADS, ask, asked, launches, sizes
+
+from softxp._kernels import plan as P
+
+pytestmark = pytest.mark.skipif(M.COMPILER is None, reason="no g++ is found, which builds the kernels for the CPU")
+
+BLOCK, LANES, COLUMNS = (("loss_and_gradient", road) for road in ("a block", "lanes", "columns"))
+# name: (a place in the source with the right expression between « and », the wrong one or None for a statement that is left
+# out, and where it shows: operation and road, ...)
+MISTAKES = {
+    "the maximum is in the sum": ("sums[C::REST] += «top ? A(0) : e»;", "e", ("log_softmax", "lanes")),
+    "no maximum is in the sum": ("«s[C::TOPS] > 0 ? s[C::TOPS] - 1 : 0»", "0", ("softmax", "a warp")),
+    "no barrier in a block": (
+        "cells[k * 32 + warp] = value[k];\n        «__syncthreads()»;",
+        None,
+        ("softmax", "a block"),
+        ("loss", "a stream"),
+    ),
+    "no barrier in columns": (
+        "cells[thread] = value[k];\n        «__syncthreads()»;",
+        None,
+        ("softmax", "columns"),
+    ),
+    "no barrier in a cluster": (
+        "ours[k] = value[k];\n          «cluster_barrier()»;",
+        None,
+        ("softmax", "a cluster"),
+    ),
+    "a block leaves its cluster": (
+        "if constexpr (C::PART == CLUSTER) «cluster_barrier()»;",
+        None,
+        ("logsumexp", "a cluster"),
+        ("softmax", "a cluster"),
+    ),
+    "another block's sums": ("of_block(ours + k, «lane»)", "0", ("softmax", "a cluster")),
+    "no turns in a block": (": nothing);\n        }\n        «turn ^= 1»;", None, ("softmax", "a block"), BLOCK),
+    "no turns in columns": ("lane]);\n        «turn ^= 1»;", None, ("softmax", "columns"), COLUMNS),
+    "a label of n is a class": ("«label >= call.n»", "label > call.n", BLOCK, ("loss", "lanes")),
+    "an unsigned label is negative": ("«call.label_kind == -8 && label < 0»", "false", ("loss", "columns"), LANES),
+    "an ignored row counts": ("dropped = «ignored» ||", "false", BLOCK, ("loss", "lanes")),
+    "a row of weight 0 counts": ("(label_weight == 0 && !bad) || «sample == 0»", "false", BLOCK, COLUMNS),
+    "the head is not peeled": (
+        "«i >= low» && i < high ? first",
+        "true",
+        ("softmax", "a block"),
+        ("logsumexp", "a warp"),
+    ),
+    "a number too many": ("k >= low && «k < high»", "k <= high", ("softmax", "lanes"), ("softmax", "steps")),
+    "vectors anywhere": ("«reinterpret_cast<Address>(from.start + origin) % 16 == 0»", "true", ("softmax", "a block")),
+    "what is past the end takes part": (
+        "bool takes_part = «r.has(offset(j))»;",
+        "true",
+        *((o, r) for o in P.LOSSES for r in ("pieces", "columns", "a block")),
+    ),
+    "a masked gradient": ("«!(tile.part >> j & 1)»;", "false", ("softmax_pullback", "a block"), BLOCK, LANES),
+    "a dropped row has a gradient": ("if («zero» || hidden)", "false", BLOCK, COLUMNS),
+    "the label's slope is a class's": ("«!bad && !zero && owns(label)»", "false", BLOCK, COLUMNS),
+    "p - 1": ("«expm1_of(label_d - log)»", "exp_of(label_d - log) - 1", BLOCK, COLUMNS),
+    "p - 1 for a vector of labels": (
+        "«e == A(1) && r < A(1)»",
+        "false",
+        *(("loss_and_gradient", r) for r in ("a stream", "pieces", "columns", "a warp")),
+    ),
+    "a difference is rounded": (
+        "«error - error == A(0) ? error : A(0)»",
+        "A(0)",
+        ("log_softmax", "a block"),
+        ("softmax", "steps"),
+    ),
+    "scaled with every maximum": (".d < «A(4)»", "A(0)", ("softmax", "a stream of columns")),
+    "a lower maximum's labels": (
+        "«s[C::V_REST] * d»",
+        "Total(0)",
+        *(("loss", r) for r in ("a stream", "a stream of steps", "pieces")),
+    ),
+    "another row's pieces": ("«row * call.pieces + of_piece»", "of_piece", ("softmax", "pieces"), ("loss", "pieces")),
+    "the first row of a middle axis": (
+        "«(row - outer * inner) * view.inner»",
+        "0",
+        ("softmax", "columns"),
+        ("softmax", "lanes"),
+    ),
+    "a negative temperature": (
+        "«temper.bad ? A(NOT_A_NUMBER) : rest»",
+        "rest",
+        ("softmax", "steps"),
+        ("softmax", "lanes"),
+    ),
+    "a limit has a derivative": (
+        "(m - m != A(0) || «limit»)",
+        "false",
+        ("softmax_pullback", "a block"),
+        ("log_softmax_pullback", "lanes"),
+    ),
+    "nothing has a top": ("«m == A(-INF) ? A(NOT_A_NUMBER) : m»;", "m", ("softmax", "lanes"), ("state", "lanes")),
+    "smoothing counts the masked": (
+        "A part = «(tile.part >> j & 1) ? A(1) : A(0)»",
+        "A(1)",
+        *(("loss", r) for r in ("columns", "a block", "pieces")),
+    ),
+    "a row that is not there": (
+        "leads = «there» && ",
+        "true",
+        ("loss", "lanes"),
+        ("state", "lanes"),
+        ("logsumexp", "lanes"),
+    ),
+    "an infinite maximum": ("return {«top ? A(0) : q»,", "q", ("softmax", "a block"), ("log_softmax", "lanes")),
+    "no shift": ("const A centre = «centre_of(state.centre)»", "A(0)", ("softmax", "a block")),
+    "v is not shifted": (
+        "«(tile.v[j] - mean)»",
+        "tile.v[j]",
+        ("softmax_pullback", "a warp"),
+        ("softmax_pullback", "lanes"),
+    ),
+    "the temperature's rounding": ("+ error) * by - «q * excess»", "A(0)", *(("log_softmax", r) for r in ROADS)),
+    "another owner": ("lane == «(C::STRIDES ? k : k / C::WIDTH)» % C::SIZE", "k", LANES, BLOCK),
+}
+
+
+PLACES = sorted({place for _, _, *where in MISTAKES.values() for place in where})
+
+
+@cache
+def broken() -> M.Library:
+    """All mistakes in one source; `variant` chooses one."""
+    source = M.SOURCE.read_text()
+    for number, (place, wrong, *_) in enumerate(MISTAKES.values(), 1):
+        before, right, after = place.replace("»", "«").split("«")
+        both = f"if (broken != {number}) {right}" if wrong is None else f"(broken == {number} ? ({wrong}) : ({right}))"
+        assert before + right + after in source, (
+            f"{before + right + after!r} is not in the source any more: mend the list"
+        )
+        source = source.replace(before + right + after, before + both + after)
+    run = (
+        launch
+        for operation, road in PLACES
+        for dtype, flags in asked(operation, road)
+        for launch in launches(operation, road, dtype, flags)
+    )
+    return M.Library(run, 'extern "C" { int broken = 0; }\n' + source)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_is_seen(name):
+    number = list(MISTAKES).index(name) + 1
+    lib = broken()
+    lib.variant(number)
+    try:
+        for again in range(12):
+            for operation, road in MISTAKES[name][2:]:
+                for dtype, flags in asked(operation, road):
+                    for n in sizes(road, dtype)[::-1]:
+                        seed = zlib.crc32(f"{operation} {road} {dtype} {n} {again}".encode())
+                        ask(lib, operation, road, dtype, flags, n, np.random.default_rng(seed))
+    except AssertionError:
+        return
+    finally:
+        lib.variant(0)
+    raise AssertionError(f"{name}: all tests pass")
+
+
+def test_the_right_source_passes():
+    for operation, road in PLACES:
+        for dtype, flags in asked(operation, road):
+            n = sizes(road, dtype)[-1]
+            ask(broken(), operation, road, dtype, flags, n, np.random.default_rng(n))
