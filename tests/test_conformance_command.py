@@ -52,8 +52,9 @@ def test_seeds_replay():
                      "--family", "drawn")  # fmt: skip
         return [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
 
-    assert drawn("1") == drawn("1") != drawn("2")
-    assert "(seed 1)" in drawn("1")[0]
+    one = drawn("1")
+    assert one == drawn("1") != drawn("2")
+    assert "(seed 1)" in one[0]
 
 
 def theirs(folder, fields):

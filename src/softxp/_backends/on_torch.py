@@ -306,7 +306,7 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
             with torch.no_grad():
                 return op.sweep(_again, XP, wanted, **values)
         # on a GPU the backward, which knows the scale, writes the gradient once: here it would be read and written again
-        if name not in CPU.sweep or wanted != ["x"] or not values["x"].is_cpu:
+        if name not in CPU.sweep or wanted != ["x"] or _road(values["x"]) is not CPU:
             return NotImplemented
         both = CPU.sweep[name](HOST, **values)
         return both if both is NotImplemented else (both[0], {"x": both[1]})
