@@ -157,9 +157,15 @@ def kernels_of(f, x):
     return "\n".join(code).count('extern "C"')
 
 
-def test_inductor_fuses_softmax_into_one_kernel():
+@pytest.mark.parametrize("name", ["softmax", "logsumexp", "cross_entropy"])
+def test_inductor_fuses_it_into_one_kernel(name):
     """max, subtract, exp, sum, divide and the corners: one pass over memory's worth of code."""
-    assert kernels_of(softxp.softmax, torch.randn(64, 1000)) == 1
+    f = {
+        "softmax": softxp.softmax,
+        "logsumexp": lambda x: softxp.logsumexp(x, axis=-1),
+        "cross_entropy": lambda x: softxp.cross_entropy(x, torch.arange(64)),
+    }[name]
+    assert kernels_of(f, torch.randn(64, 1000)) == 1
 
 
 def test_native_softmax_is_used_only_where_it_is_right(monkeypatch):
