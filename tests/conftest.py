@@ -2,9 +2,8 @@
 
 import pytest
 
-collect_ignore = [
-    "pretend_target.py"
-]  # importing it, as the search for examples does, puts a GPU that is not there in place
+# importing it, as the search for examples does, puts a GPU that is not there in place
+collect_ignore = ["pretend_target.py"]
 
 
 @pytest.fixture(autouse=True, scope="session")

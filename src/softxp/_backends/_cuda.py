@@ -374,27 +374,23 @@ def _sweep_cross_entropy(device: Device, x: Any, labels: Any, **options: Any) ->
 # --- softmax of rows that lie one after the other: what a call costs is what it costs here -------------------------
 
 
+@on_gpu
 def plain_softmax(device: Device, x: Any) -> Any:
     """Along the last axis of an array in C order that holds numbers."""
-    try:
-        with device.guard(x):
-            number, start = device.gpu(x), device.address(x)
-            key = number, x.dtype, x.shape, start % 16
-            ready = device.ready.get(key)
-            if ready is None:
-                ready = _make_ready(device, x, key)
-            gpu, kernel, grid, block, call = ready
-            if kernel is None:
-                return NotImplemented
-            y = device.like(x)
-            call = P.Call.from_buffer_copy(call)
-            pack_into("Q", call, P.Call.x.offset, start)
-            pack_into("Q", call, P.Call.y.offset, device.address(y))
-            gpu.start(kernel, grid, block, call, device.stream(number))
-            return y
-    except cuda.Unavailable as error:
-        _warm.close_cuda(str(error))
+    number, start = device.gpu(x), device.address(x)
+    key = number, x.dtype, x.shape, start % 16
+    ready = device.ready.get(key)
+    if ready is None:
+        ready = _make_ready(device, x, key)
+    gpu, kernel, grid, block, call = ready
+    if kernel is None:
         return NotImplemented
+    y = device.like(x)
+    call = P.Call.from_buffer_copy(call)
+    pack_into("Q", call, P.Call.x.offset, start)
+    pack_into("Q", call, P.Call.y.offset, device.address(y))
+    gpu.start(kernel, grid, block, call, device.stream(number))
+    return y
 
 
 def _make_ready(device: Device, x: Any, key: tuple) -> Any:

@@ -355,13 +355,15 @@ class Loss:
         label_smoothing: float, class_weight: Any = None, sample_weight: Any, ignore_index: Any, z_loss: float = 0.0,
         softcap: Any = None, alpha: Any = None, reduction: str, normalizer: Any, dtype: Any, compute: Any,
     ) -> Any:  # fmt: skip
-        rows, soft = None, classes is None or label_smoothing != 0
-        if dtype != x.dtype:
+        soft = classes is None or label_smoothing != 0
+        sparse = alpha is not None  # a loss of entmax's: by a number, of integer labels alone
+        if dtype != x.dtype or (sparse and (soft or not isinstance(alpha, float))):
             return None
-        if alpha is None or (alpha.__class__ is float and alpha == 1.0 and not soft):
+        if sparse and alpha != 1.0:
+            rows, kernel = sparse_rows(host, x, alpha, axis, where, temperature), "entmax_loss"
+        else:
             rows = begin(host, x, axis, where, temperature)
-        elif alpha.__class__ is float and not soft:
-            rows = sparse_rows(host, x, alpha, axis, where, temperature)
+            kernel = "soft_cross_entropy" if soft else "cross_entropy"
         given = [
             a for a in (labels, class_weight, sample_weight, normalizer) if a is not None and not isinstance(a, float)
         ]
@@ -400,8 +402,7 @@ class Loss:
             normalizer = host.numbers(normalizer)
         targets = F.Targets(None, None, w, None, weight, s, None, weightless, dropped)
         how = dict(normalizer=normalizer, reduction=reduction, axis=axis)
-        kernel = _kernels.soft_cross_entropy if soft else _kernels.cross_entropy
-        return cls(host, rows, targets, how, kernel if alpha in (None, 1.0) else _kernels.entmax_loss)
+        return cls(host, rows, targets, how, getattr(_kernels, kernel))
 
     def losses(self, factor: Any = None) -> tuple[Any, Any]:
         """All rows' losses; with `factor`, one for each row, their gradient too."""

@@ -155,6 +155,13 @@ def _road(x: Any) -> Road:
     return CUDA if _warm.cuda and x.is_cuda and not _AMD and not _watched() else NONE
 
 
+def _by_kernel(what: str, name: str, values: dict[str, Any], *before: Any) -> Any:
+    """By the kernel of x's road, if it has one for that: `what` is a field of `Road`."""
+    road = _road(values["x"])
+    kernel = getattr(road, what).get(name)
+    return NotImplemented if kernel is None else kernel(road.host, *before, **values)
+
+
 # --- tiles -----------------------------------------------------------------------------------------------------------
 
 _TILE = 1 << 15  # numbers: a formula's temporaries stay in cache, and torch starts no threads of its own for them
@@ -201,9 +208,7 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
 
     def serve(values: dict[str, Any]) -> Any:
         if kernels and not _compiling():
-            road = _road(values["x"])
-            rows = road.forward.get(name)
-            y = NotImplemented if rows is None else rows(road.host, **values)
+            y = _by_kernel("forward", name, values)
             if y is not NotImplemented:
                 return y
         if native is not None:
@@ -228,9 +233,7 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         wanted = tuple(k for k, need in needs.items() if need)
         values = ctx.fixed.join(tensors)
         if kernels and not torch.is_grad_enabled() and not _compiling():
-            road = _road(values["x"])
-            rows = road.pullback.get(name)
-            out = NotImplemented if rows is None else rows(road.host, ct, y, wanted, **values)
+            out = _by_kernel("pullback", name, values, ct, y, wanted)
             if out is not NotImplemented:
                 return None, *(out[k] if need else None for k, need in needs.items())
         if wanted == ("x",) and not torch.is_grad_enabled() and not _compiling():
@@ -397,15 +400,9 @@ def _short_softmax(x: Any, axis: int) -> Any:
 
 def _on_gpu(x: Any, axis: int) -> Any:
     """Rows that lie contiguous, on CUDA."""
-    if (
-        _road(x) is not CUDA
-        or not DEVICE.plain(x)
-        or (axis != -1 and axis != x.ndim - 1)
-        or not x.ndim
-        or not x.numel()
-    ):
+    if _road(x) is not CUDA or (axis != -1 and axis != x.ndim - 1) or not x.ndim or not x.numel():
         return NotImplemented
-    return _cuda.plain_softmax(DEVICE, x) if x.is_contiguous() else NotImplemented
+    return _cuda.plain_softmax(DEVICE, x=x) if x.is_contiguous() else NotImplemented
 
 
 _KINDS: Any = {}
@@ -487,9 +484,7 @@ def _pullback(name: str) -> Callable[..., Any]:
     def pull(ct: Any, y: Any, wanted: Any, **values: Any) -> Any:
         if _compiling() or _followed({**values, "ct": ct, "y": y}):
             return NotImplemented
-        road = _road(values["x"])
-        rows = road.pullback.get(name)
-        return NotImplemented if rows is None else rows(road.host, ct, y, wanted, **values)
+        return _by_kernel("pullback", name, values, ct, y, wanted)
 
     return pull
 
@@ -500,9 +495,7 @@ def _sweep(name: str) -> Callable[..., Any]:
     def sweep(**values: Any) -> Any:
         if _compiling() or _followed(values):
             return NotImplemented
-        road = _road(values["x"])
-        rows = road.sweep.get(name)
-        return NotImplemented if rows is None else rows(road.host, **values)
+        return _by_kernel("sweep", name, values)
 
     return sweep
 

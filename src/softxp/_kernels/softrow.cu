@@ -218,18 +218,19 @@ constexpr bool LOOPS_ARE_HEAVY = false;
 
 // ---- an instance ----------------------------------------------------------------------------------------------------
 
+template <bool, class Yes, class No>
+struct Choice {
+  using type = Yes;
+};
+template <class Yes, class No>
+struct Choice<false, Yes, No> {
+  using type = No;
+};
+
 template <int OPERATION_, class E_, int LANES_, int THREADS_, int VECTORS_, int HELD_, int PART_, int FLAGS_>
 struct Config {
   using E = E_;
-  template <class X, bool = sizeof(X) == 8 || (FLAGS_ & WIDE) != 0>
-  struct Arithmetic {
-    using type = double;
-  };
-  template <class X>
-  struct Arithmetic<X, false> {
-    using type = float;
-  };
-  using A = typename Arithmetic<E>::type;
+  using A = typename Choice<sizeof(E) == 8 || (FLAGS_ & WIDE) != 0, double, float>::type;  // the arithmetic's numbers
 
   static constexpr int OPERATION = OPERATION_, THREADS = THREADS_, PART = PART_, FLAGS = FLAGS_, VECTORS = VECTORS_;
   static constexpr bool HELD = HELD_ != 0, COLUMNS = LANES_ == 0, STRIDES = COLUMNS || (FLAGS & STRIDED) != 0;
@@ -264,15 +265,7 @@ struct Config {
   static_assert(N <= 32, "which of them take part is said by 32 bits");
 
   // of long rows the sums over tiles are kept in float64: never one by one in 32 bits
-  template <class X, bool = HELD_ != 0>
-  struct Sum {
-    using type = X;
-  };
-  template <class X>
-  struct Sum<X, false> {
-    using type = double;
-  };
-  using Total = typename Sum<A>::type;
+  using Total = typename Choice<HELD_ != 0, A, double>::type;
 
   struct Shared {  // two halves that take turns: a barrier then stands between any write and the reads before it
     double cells[2][COLUMNS ? THREADS : SIZE > 32 ? 32 * SUMS : 1];

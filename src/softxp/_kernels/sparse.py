@@ -198,6 +198,15 @@ def scratch(kind, g, lanes, width, memory):
     return at(e, number(kind, 0.0)), at(raw, number(kind, 0.0)), at(z, 1.0), at(z + 8 * g[N], 0)
 
 
+@inlined
+def place(kind, e, step, n, k, z, places, empty):
+    """These k numbers in their places of a row, `empty` elsewhere."""
+    for i in range(n):
+        e[i * step] = number(kind, empty)
+    for i in range(k):
+        e[places[i] * step] = number(kind, z[i])
+
+
 @kernel
 def entmax(kind, g, f, start, stop, first, last):
     n = g[N]
@@ -213,16 +222,9 @@ def entmax(kind, g, f, start, stop, first, last):
             k, _ = support(kind, here, n, m, temperature(g, f, row + c), f[ALPHA], z, places)
             empty = 0.0 if m == m else nan
             if g[WIDE] == 0:
-                for i in range(n):
-                    here[i] = number(kind, empty)
-                for i in range(k):
-                    here[places[i]] = number(kind, z[i])
+                place(kind, here, 1, n, k, z, places, empty)
             else:
-                y, step = past(at(g[Y], 1.0), inner(g, Y, row + c)), g[Y + 3]
-                for i in range(n):
-                    y[i * step] = empty
-                for i in range(k):
-                    y[places[i] * step] = z[i]
+                place(1.0, past(at(g[Y], 1.0), inner(g, Y, row + c)), g[Y + 3], n, k, z, places, empty)
         if g[WIDE] == 0:
             write_rows(kind, g, row, rows, 0, n, e, width, 1, raw)
         row += rows
@@ -276,10 +278,7 @@ def entmax_pullback(kind, g, f, start, stop, first, last):
 @inlined
 def put_row(kind, g, row, k, e, z, places, empty):
     """These numbers in their places as a row of the answer, `empty` elsewhere, 0 where the mask is False."""
-    for i in range(g[N]):
-        e[i] = number(kind, empty)
-    for i in range(k):
-        e[places[i]] = number(kind, z[i])
+    place(kind, e, 1, g[N], k, z, places, empty)
     mask(kind, g, row, 0, g[N], e, 1, 0.0)
     write_row(kind, g, row, 0, g[N], e)
 
