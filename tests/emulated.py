@@ -158,6 +158,7 @@ class Question:
     dtype: str
     flags: int
     x: Any
+    answer: str = ""  # y's dtype, if it is not x's
     v: Any = None
     where: Any = None
     temperature: Any = 1.0
@@ -170,6 +171,14 @@ class Question:
     z_loss: float = 0.0
     ignore_index: int | None = -100
     kept: list = field(default_factory=list)
+
+    @property
+    def of_y(self) -> str:
+        return self.answer or self.dtype
+
+    @property
+    def finer(self) -> str:
+        return max(self.dtype, self.of_y, key=P.SIZES.__getitem__)
 
 
 def quantity(q: Question, values: Any) -> P.Number:
@@ -215,10 +224,10 @@ def answers(
     if in_place:
         y = x
     elif q.operation == "logsumexp":
-        y = Laid.new((outer, inner, 1), dtype, (inner, 1, 7), 1, fill=0xAB).watch()
+        y = Laid.new((outer, inner, 1), DTYPES[q.of_y], (inner, 1, 7), 1, fill=0xAB).watch()
     elif q.operation not in P.ROW_ANSWERS:
         y_steps = here if y_layout is None else steps(y_layout, outer, inner, n)
-        y = Laid.new(q.x.shape, dtype, y_steps, shift if y_shift is None else y_shift, fill=0xAB).watch()
+        y = Laid.new(q.x.shape, DTYPES[q.of_y], y_steps, shift if y_shift is None else y_shift, fill=0xAB).watch()
     if y is not None:
         call.y = y.as_view()
     call.temperature = quantity(q, q.temperature)
@@ -241,7 +250,7 @@ def answers(
         written[name], target = new_rows(q, rows)
         setattr(call, name, target)
     if launches is None:
-        found = P.plan_of(q.operation, q.dtype, q.flags, call, multiprocessors, 90)
+        found = P.plan_of(q.operation, q.dtype, q.flags, call, multiprocessors, 90, q.answer)
         assert found is not None
         launches, pieces, library = found.launches, found.pieces, Library(found.launches)
     workspace = np.full(rows * pieces * P.RECORD + 1, np.nan)
@@ -360,8 +369,9 @@ def judge(q: Question, got: dict[str, Any], true: dict[str, Truth]) -> None:
         with np.errstate(all="ignore"):
             hi = np.asarray(value, np.float64)
             lo = np.asarray(np.where(np.isfinite(value), value - hi, 0), np.float64)
-            far = ulp.distance(got[name], DD(hi, lo), q.dtype, np.asarray(truth.scale, np.float64))
-            bound = PROMISE[truth.kind](q.dtype, np.asarray(truth.gap, np.float64))
+            dtype = q.of_y if name == "y" else q.finer
+            far = ulp.distance(got[name], DD(hi, lo), dtype, np.asarray(truth.scale, np.float64))
+            bound = PROMISE[truth.kind](dtype, np.asarray(truth.gap, np.float64))
             ratio = far / np.broadcast_to(bound, far.shape)
         if not (ratio <= 1).all():
             at = np.unravel_index(int(np.argmax(np.where(np.isnan(ratio), np.inf, ratio))), ratio.shape)

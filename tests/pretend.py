@@ -123,7 +123,7 @@ def _modules() -> dict[str, ModuleType]:
         "ndarray": ndarray, "dtype": np.dtype, "asarray": array,
         "arange": lambda n, dtype=None: array(np.arange(n, dtype=dtype)),
         "empty": lambda shape, dtype: poisoned(np.empty(shape, dtype)),
-        "empty_like": lambda a: poisoned(np.empty_like(_host(a), subok=False)),
+        "empty_like": lambda a, dtype: poisoned(np.empty_like(_host(a), dtype, subok=False)),
         "ascontiguousarray": lambda a: _wrap(np.ascontiguousarray(_host(a)).reshape(a.shape), a.gpu),
         "random": SimpleNamespace(Generator=type("Generator", (), {}), RandomState=type("RandomState", (), {})),
         "cuda": SimpleNamespace(runtime=runtime, get_current_stream=streams.get_current_stream, Device=Device),
@@ -219,6 +219,7 @@ class Driver:
             SimpleNamespace(
                 operation=options["SOFTROW_OPERATION"].lower(),
                 element=options["SOFTROW_ELEMENT"],
+                answer=options["SOFTROW_ANSWER"],
                 flags=int(options["SOFTROW_FLAGS"]) & ~P.STRIDED,
                 part=options["SOFTROW_PART"],
                 grid=grid,
@@ -302,10 +303,36 @@ def by_formulas(launch: SimpleNamespace) -> None:
     if launch.part == "FIRST":  # what it leaves in the workspace is the kernels' own affair
         return
     with np.errstate(all="ignore"):
-        _run(launch.operation, DTYPES[launch.element], launch.flags, launch.call)
+        run = _sum if launch.operation in P.SUMS else _run
+        run(launch.operation, DTYPES[launch.element], DTYPES[launch.answer], launch.flags, launch.call)
 
 
-def _run(operation: str, dtype: Any, flags: int, call: P.Call) -> None:
+def _sum(operation: str, dtype: Any, answer: Any, flags: int, call: P.Call) -> None:
+    def number(given: P.Number) -> float:
+        return float(lying(given.address, (0,), (1,), np.float64)[0]) if given.address else given.value
+
+    def rows(given: P.Rows) -> Any:
+        return lying(given.address, (given.step,), (call.rows,), np.float64)
+
+    if flags & P.GIVEN:
+        divisor = number(call.divisor)
+    elif operation == "total" or flags & P.SOFT:
+        divisor = float(np.sum(rows(call.weight)))
+    else:
+        alone = P.Call.from_buffer_copy(call)  # what cross-entropy of logits that are all 0 says
+        zeros, kept = np.zeros((call.rows, call.n), dtype), np.empty((2, call.rows))
+        alone.x, alone.inner = P.View(zeros.ctypes.data, call.n, 0, 1), 1
+        alone.loss, alone.weight = (P.Rows(each.ctypes.data, 1) for each in kept)
+        _run("loss", dtype, dtype, flags, alone)
+        divisor = float(np.sum(kept[1]))
+    if operation == "share":
+        rows(P.Rows(call.m.address, 0))[0] = np.float64(number(call.factor)) / divisor if divisor else 0.0
+        return
+    loss = np.sum(rows(call.loss))
+    lying(call.y.address, (0,), (1,), answer)[0] = 0.0 if loss == divisor == 0 else np.float64(loss) / divisor
+
+
+def _run(operation: str, dtype: Any, of_answer: Any, flags: int, call: P.Call) -> None:
     rows, inner = call.rows, call.inner
     shape = (rows // inner, inner, call.n)
     of_rows = (*shape[:2], 1)
@@ -320,7 +347,7 @@ def _run(operation: str, dtype: Any, flags: int, call: P.Call) -> None:
         lying(target.address, (target.step,), (rows,), wide)[...] = values.reshape(-1)
 
     def answer(values: Any) -> None:
-        viewed(call.y, values.shape, dtype)[...] = values.astype(dtype)
+        viewed(call.y, values.shape, of_answer)[...] = values.astype(of_answer)
 
     x = viewed(call.x, shape, dtype).astype(wide)
     v = viewed(call.v, shape, dtype).astype(wide) if call.v.address else None

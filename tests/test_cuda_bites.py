@@ -6,12 +6,13 @@ from functools import cache
 import emulated as M
 import numpy as np
 import pytest
-from test_cuda_kernels import ROADS, ask, asked, launches, sizes
+from test_cuda_kernels import ROADS, ask, ask_all_sums, asked, launches, launches_of_sums, sizes
 
 from softxp._kernels import plan as P
 
 pytestmark = pytest.mark.skipif(M.COMPILER is None, reason="no g++ is found, which builds the kernels for the CPU")
 
+SHARE, TOTAL = ("share", "rows"), ("total", "rows")
 BLOCK, LANES, COLUMNS = (("loss_and_gradient", road) for road in ("a block", "lanes", "columns"))
 # name: (a place in the source with the right expression between « and », the wrong one or None for a statement that is left
 # out, and where it shows: operation and road, ...)
@@ -45,8 +46,8 @@ MISTAKES = {
     "no turns in columns": ("lane]);\n        «turn ^= 1»;", None, ("softmax", "columns"), COLUMNS),
     "a label of n is a class": ("«label >= call.n»", "label > call.n", BLOCK, ("loss", "lanes")),
     "an unsigned label is negative": ("«call.label_kind == -8 && label < 0»", "false", ("loss", "columns"), LANES),
-    "an ignored row counts": ("dropped = «ignored» ||", "false", BLOCK, ("loss", "lanes")),
-    "a row of weight 0 counts": ("(label_weight == 0 && !bad) || «sample == 0»", "false", BLOCK, COLUMNS),
+    "an ignored row counts": ("return {label, bad, «ignored» ||", "false", BLOCK, ("loss", "lanes")),
+    "a row of weight 0 counts": ("(weight == 0 && !bad) || «sample == 0»", "false", BLOCK, COLUMNS),
     "the head is not peeled": (
         "«i >= low» && i < high ? first",
         "true",
@@ -54,7 +55,11 @@ MISTAKES = {
         ("logsumexp", "a warp"),
     ),
     "a number too many": ("k >= low && «k < high»", "k <= high", ("softmax", "lanes"), ("softmax", "steps")),
-    "vectors anywhere": ("«reinterpret_cast<Address>(from.start + origin) % 16 == 0»", "true", ("softmax", "a block")),
+    "vectors anywhere": (
+        "«reinterpret_cast<Address>(from.start + origin) % bytes == 0»",
+        "true",
+        ("softmax", "a block"),
+    ),
     "what is past the end takes part": (
         "bool takes_part = «r.has(offset(j))»;",
         "true",
@@ -122,6 +127,17 @@ MISTAKES = {
         ("softmax_pullback", "lanes"),
     ),
     "the temperature's rounding": ("+ error) * by - «q * excess»", "A(0)", *(("log_softmax", r) for r in ROADS)),
+    "what is dropped weighs": ("one.weight = «label.dropped» ? 0", "false", SHARE),
+    "a class's weight is 1": ("bad ? 0 : «WEIGHTS» ? class_weight", "false", SHARE, BLOCK),
+    "the mean of nothing": ("«divisor == 0 && sums[0] == 0»", "false", SHARE, TOTAL),
+    "a given divisor": ("«C::FLAGS & GIVEN» ? number_of", "0", SHARE, TOTAL),
+    "the rows of another block": ("C::PART == FIRST ? «blockIdx.x * call.piece» : 0", "0", TOTAL),
+    "half a vector": (
+        "WIDTH * sizeof(T) < 16 ? «8» : 16",
+        "2",
+        ("softmax", "a block"),
+        ("loss_and_gradient", "a stream"),
+    ),
     "another owner": ("lane == «(C::STRIDES ? k : k / C::WIDTH)» % C::SIZE", "k", LANES, BLOCK),
 }
 
@@ -140,13 +156,14 @@ def broken() -> M.Library:
             f"{before + right + after!r} is not in the source any more: mend the list"
         )
         source = source.replace(before + right + after, before + both + after)
-    run = (
+    run = [
         launch
         for operation, road in PLACES
-        for dtype, flags in asked(operation, road)
-        for launch in launches(operation, road, dtype, flags)
-    )
-    return M.Library(run, 'extern "C" { int broken = 0; }\n' + source)
+        if operation not in P.SUMS
+        for how in asked(operation, road)
+        for launch in launches(operation, road, *how)
+    ]
+    return M.Library([*run, *launches_of_sums()], 'extern "C" { int broken = 0; }\n' + source)
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -157,10 +174,13 @@ def test_is_seen(name):
     try:
         for again in range(12):
             for operation, road in MISTAKES[name][2:]:
-                for dtype, flags in asked(operation, road):
-                    for n in sizes(road, dtype)[::-1]:
-                        seed = zlib.crc32(f"{operation} {road} {dtype} {n} {again}".encode())
-                        ask(lib, operation, road, dtype, flags, n, np.random.default_rng(seed))
+                if operation in P.SUMS:
+                    ask_all_sums(lib, operation, again)
+                    continue
+                for how in asked(operation, road):
+                    for n in sizes(road, how[0])[::-1]:
+                        seed = zlib.crc32(f"{operation} {road} {how[0]} {n} {again}".encode())
+                        ask(lib, operation, road, *how, n, np.random.default_rng(seed))
     except AssertionError:
         return
     finally:
@@ -170,6 +190,9 @@ def test_is_seen(name):
 
 def test_the_right_source_passes():
     for operation, road in PLACES:
-        for dtype, flags in asked(operation, road):
-            n = sizes(road, dtype)[-1]
-            ask(broken(), operation, road, dtype, flags, n, np.random.default_rng(n))
+        if operation in P.SUMS:
+            ask_all_sums(broken(), operation, 0)
+            continue
+        for how in asked(operation, road):
+            n = sizes(road, how[0])[-1]
+            ask(broken(), operation, road, *how, n, np.random.default_rng(n))

@@ -69,25 +69,43 @@ def calls(cp):
         "temperatures": (lambda: softxp.log_softmax(x, temperature=t), [("log_softmax", P.TEMPERATURE)]),
         "logsumexp": (lambda: lse(x, axis=0, where=where), [("logsumexp", P.MASK)]),
         "state": (lambda: LogSumExp.from_array(x), [("state", 0)]),
+        "wider": (lambda: softxp.softmax(cp.asarray(normal(4, 7, dtype="float16")), dtype=np.float32), [("softmax", 0)]),
         "softmax, vjp": (lambda: pulled(softxp.softmax, ct, x), [("softmax", 0), ("softmax_pullback", 0)]),
         "log_softmax, vjp": (
             lambda: pulled(softxp.log_softmax, ct, x, where=where),
             [("log_softmax", P.MASK), ("log_softmax_pullback", P.MASK)],
         ),
         "logsumexp, vjp": (lambda: pulled(lse, s, x, axis=1), [("logsumexp", 0), ("softmax", 0)]),
-        "loss": (lambda: ce(x, y), [("loss", 0)]),
+        "loss": (lambda: ce(x, y), [("loss", 0), ("total", 0)]),
+        "loss, sum": (lambda: ce(x, y, reduction="sum", dtype=np.float16), [("loss", 0), ("total", P.GIVEN)]),
         "loss, none": (lambda: ce(x, y, reduction="none", z_loss=0.1), [("loss", 0)]),
-        "loss, every option": (lambda: ce(x, y, **options), [("loss", every)]),
-        "loss, soft": (lambda: ce(x, soft, **options), [("loss", every | P.SOFT)]),
-        "loss, vjp": (lambda: pulled(ce, one, x, y, **options), [("loss", every), ("loss_and_gradient", every)]),
-        "loss, vjp of soft": (
-            lambda: pulled(ce, one, x, soft, reduction="sum"), [("loss", P.SOFT), ("loss_and_gradient", P.SOFT)]
+        "loss, every option": (lambda: ce(x, y, **options), [("loss", every), ("total", P.CLASS_WEIGHT)]),
+        "loss, soft": (
+            lambda: ce(x, soft, **options), [("loss", every | P.SOFT), ("total", P.SOFT | P.CLASS_WEIGHT)]
         ),
-        "swept": (lambda: swept(x, y), [("loss_and_gradient", 0)]),
-        "swept, every option": (lambda: swept(x, y, **options), [("loss_and_gradient", every)]),
-        "swept, normalizer": (lambda: swept(x, soft, normalizer=one), [("loss_and_gradient", P.SOFT)]),
+        "loss, vjp": (
+            lambda: pulled(ce, one, x, y, **options),
+            [("loss", every), ("total", P.CLASS_WEIGHT), ("share", P.CLASS_WEIGHT), ("loss_and_gradient", every)],
+        ),
+        "loss, vjp of soft": (
+            lambda: pulled(ce, one, x, soft, reduction="sum"),
+            [("loss", P.SOFT), ("total", P.GIVEN), ("loss_and_gradient", P.SOFT)],
+        ),
+        "swept": (lambda: swept(x, y), [("share", 0), ("loss_and_gradient", 0), ("total", 0)]),
+        "swept, sum": (lambda: swept(x, y, reduction="sum"), [("loss_and_gradient", 0), ("total", P.GIVEN)]),
+        "swept, every option": (
+            lambda: swept(x, y, **options),
+            [("share", P.CLASS_WEIGHT), ("loss_and_gradient", every), ("total", P.CLASS_WEIGHT)],
+        ),
+        "swept, normalizer": (
+            lambda: swept(x, soft, normalizer=one),
+            [("share", P.GIVEN), ("loss_and_gradient", P.SOFT), ("total", P.GIVEN)],
+        ),
         # what distributions add up to is known after they were read
-        "swept, soft": (lambda: swept(x, soft), [("loss", P.SOFT), ("loss_and_gradient", P.SOFT)]),
+        "swept, soft": (
+            lambda: swept(x, soft),
+            [("loss", P.SOFT), ("share", P.SOFT), ("loss_and_gradient", P.SOFT), ("total", P.SOFT)],
+        ),
     }  # fmt: skip
 
 
@@ -95,6 +113,7 @@ def calls(cp):
 def test_one_launch_for_each_answer(gpu, name):
     call, launches = calls(gpu.cupy)[name]
     call()
+    assert all(each.answer == each.element for each in gpu.driver.launches) == (name not in ("wider", "loss, sum"))
     assert [(each.operation, each.flags) for each in gpu.driver.launches] == launches
 
 
@@ -561,8 +580,8 @@ def test_torch_forward_and_backward(gpu, torch):
         ct = torch.randn_like(y)
         torch.testing.assert_close(torch.autograd.grad(y, x, ct), torch.autograd.grad(want, x, ct))
     assert names(gpu) == [
-        "log_softmax", "log_softmax_pullback", "softmax", "softmax_pullback", "logsumexp", "softmax", "loss",
-        "loss_and_gradient",
+        "log_softmax", "log_softmax_pullback", "softmax", "softmax_pullback", "logsumexp", "softmax", "loss", "total",
+        "share", "loss_and_gradient",
     ]  # fmt: skip
     assert all(each.stream == 5 for each in gpu.driver.launches)
 
@@ -619,7 +638,7 @@ def test_torch_linear_cross_entropy_takes_the_sweep(gpu, torch):
     labels = torch.arange(40) % 50
     loss = softxp.linear_cross_entropy(hidden, kernel, labels, chunk_size=16)
     loss.backward()
-    assert set(names(gpu)) == {"loss_and_gradient"}
+    assert set(names(gpu)) == {"loss_and_gradient", "total"}
     torch.testing.assert_close(
         softxp.linear_cross_entropy(hidden.detach(), kernel.detach(), labels), loss.detach(), rtol=1e-5, atol=1e-6
     )
@@ -636,7 +655,7 @@ def test_torch_without_an_autograd(gpu, torch):
     torch.testing.assert_close((loss, g), (own, torch.autograd.grad(own, z)[0]))
     (got,) = softxp.vjp(softxp.log_softmax, x)[1](g)
     torch.testing.assert_close(got, g - torch.softmax(x, -1) * g.sum(-1, keepdim=True))
-    assert names(gpu) == ["loss_and_gradient", "log_softmax", "log_softmax_pullback"]
+    assert names(gpu) == ["share", "loss_and_gradient", "total", "log_softmax", "log_softmax_pullback"]
     softxp.vjp(softxp.log_softmax, z)[1](g)[0].sum().backward()  # where one follows, it still does
     assert z.grad is not None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import emulated as M
 import pytest
+from test_cuda_kernels import launches_of_sums
 
 from softxp._kernels import plan as P
 
@@ -59,7 +60,8 @@ def compiled(options: tuple[str, ...], architecture: str) -> tuple[str, str]:
 
 
 BOTH = P.MASK | P.TEMPERATURE
-# operation, dtype, flags, rows, n, (along, beside): every operation where it has the most registers to hold, and every road
+# operation, dtype (and the answer's where that is another), flags, rows, n, (along, beside): every operation where it has
+# the most registers to hold, and every road
 CASES = (
     ("softmax", "bfloat16", 0, 1 << 16, 64, (1, 0)),
     ("softmax", "float32", 0, 1 << 16, 1000, (1, 0)),
@@ -88,6 +90,10 @@ CASES = (
     ("softmax_pullback", "bfloat16", BOTH, 4096, 32768, (1, 0)),
     ("log_softmax_pullback", "float16", 0, 4096, 16384, (1, 0)),
     ("log_softmax_pullback", "float64", 0, 4096, 50257, (1, 0)),
+    ("softmax", "bfloat16 float32", 0, 4096, 32768, (1, 0)),
+    ("log_softmax", "float16 float32", BOTH, 4096, 4096, (1, 0)),
+    ("loss_and_gradient", "float32 bfloat16", 0, 4096, 131072, (1, 0)),
+    ("loss_and_gradient", "float32 bfloat16", 0, 4096, 32768, (1, 0)),
 )
 
 
@@ -95,7 +101,8 @@ CASES = (
 def test_compiles_and_stays_in_registers(i, case):
     operation, dtype, flags, rows, n, (along, beside) = case
     architecture, capability = list(ARCHITECTURES.items())[i % 3]
-    how = dict(multiprocessors=132, capability=capability, along=along, beside=beside)
+    dtype, _, answer = dtype.partition(" ")
+    how = dict(multiprocessors=132, capability=capability, along=along, beside=beside, answer=answer)
     plan = P.plan(operation, dtype, flags, rows, n, **how)
     for launch in plan.launches:
         ptx, log = compiled(launch.options, architecture)
@@ -111,4 +118,12 @@ def test_compiles_and_stays_in_registers(i, case):
             views = 2 if flags & P.SOFT or operation in P.PULLBACKS else 1
             assert ptx.count("ld.global.v4") >= views * int(given["-DSOFTROW_VECTORS"])
         if not of_flags & P.STRIDED and given["-DSOFTROW_PART"] != "FIRST" and operation not in P.ROW_ANSWERS:
-            assert ptx.count("st.global.v4") >= int(given["-DSOFTROW_VECTORS"])
+            half = P.SIZES[answer or dtype] < P.SIZES[dtype]
+            assert ptx.count("st.global.v2" if half else "st.global.v4") >= int(given["-DSOFTROW_VECTORS"])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sums_over_all_rows_compile(architecture):
+    for launch in launches_of_sums():
+        _, log = compiled(launch.options, architecture)
+        assert "0 bytes spill stores" in log

@@ -35,31 +35,40 @@ OF_LOSSES = (
     0, BOTH | P.CLASS_WEIGHT, P.SMOOTHING | P.MASK, P.SOFTCAP | P.TEMPERATURE, P.SOFT, 63, P.SMOOTHING | P.CLASS_WEIGHT,
     P.SOFTCAP | P.MASK, P.SOFT | BOTH | P.SMOOTHING,
 )  # fmt: skip
-PAIRS = (("float16", "float64"), ("bfloat16", "float32"))
+# dtypes and those of the answer
+PAIRS = (
+    (("float16", "float32"), ("float64", "float64")),
+    (("bfloat16", "bfloat16"), ("float32", "float16")),
+    (("float16", "float16"), ("float64", "float64")),
+    (("bfloat16", "float32"), ("float32", "float32")),
+    (("float16", "float16"), ("float32", "bfloat16")),
+)
 
 
-def asked(operation: str, road: str) -> list[tuple[str, int]]:
-    """The dtypes and flags in which a road is tried: a narrow one and a wide one, so that all meet all over the table."""
+def asked(operation: str, road: str) -> list[tuple[str, str, int]]:
+    """Dtype, answer's dtype and flags in which a road is tried: narrow and wide, so that all meet all over the table."""
     i, j = P.OPERATIONS.index(operation), list(ROADS).index(road)
-    dtypes = PAIRS[(i + j) % 2]
+    dtypes = PAIRS[(i + j) % 5]
+    if operation == "state":  # which has no answer of another dtype
+        dtypes = tuple((dtype, dtype) for dtype, _ in dtypes)
     if operation in P.LOSSES:
         flags = OF_LOSSES[(2 * j + i) % 9], OF_LOSSES[(2 * j + i + 1) % 9]
     else:
         flags = PLAIN.get(operation, (0, BOTH))
         flags = flags if j // 2 % 2 else flags[::-1]
-    pairs = list(zip(dtypes, flags, strict=True))
+    all_asked = [(*pair, of) for pair, of in zip(dtypes, flags, strict=True)]
     if (operation, road) == ("softmax", "a stream of columns"):
-        pairs.append(("float32", 0))
-    if operation == "state" and "float32" in dtypes:
-        pairs.append(("float32", P.WIDE))
-    return pairs
+        all_asked.append(("float32", "float32", 0))
+    if operation == "state" and "float32" in dtypes[1]:
+        all_asked.append(("float32", "float32", P.WIDE))
+    return all_asked
 
 
-def launches(operation: str, road: str, dtype: str, flags: int, grid: int = 1) -> list[P.Launch]:
+def launches(operation: str, road: str, dtype: str, answer: str, flags: int, grid: int = 1) -> list[P.Launch]:
     lanes, threads, vectors, held, layout = ROADS[road]
     flags |= P.STRIDED if layout in ("columns", "apart", "back") else 0
     parts = ("FIRST", "LAST") if road.startswith("pieces") else ("CLUSTER",) if road == "a cluster" else ("WHOLE",)
-    return [P.instance(operation, dtype, flags, lanes, threads, vectors, held, grid, part) for part in parts]
+    return [P.instance(operation, dtype, answer, flags, lanes, threads, vectors, held, grid, part) for part in parts]
 
 
 def tried(operation: str, road: str) -> bool:
@@ -72,8 +81,8 @@ def library(operation: str) -> M.Library:
         launch
         for road in ROADS
         if tried(operation, road)
-        for dtype, flags in asked(operation, road)
-        for launch in launches(operation, road, dtype, flags)
+        for how in asked(operation, road)
+        for launch in launches(operation, road, *how)
     )
 
 
@@ -186,7 +195,9 @@ def sizes(road: str, dtype: str) -> list[int]:
     return sorted({n for n in (1, 2, 3, 31, 33, 61, most - 1, most) if n <= most})
 
 
-def ask(lib: M.Library, operation: str, road: str, dtype: str, flags: int, n: int, rng: np.random.Generator) -> None:
+def ask(
+    lib: M.Library, operation: str, road: str, dtype: str, answer: str, flags: int, n: int, rng: np.random.Generator
+) -> None:
     lanes, threads, _, _, layout = ROADS[road]
     groups = 32 if lanes == P.COLUMNS else threads // lanes
     inner = int(rng.choice([5, 37] if layout == "columns" else [1, 1, 3]))
@@ -194,6 +205,7 @@ def ask(lib: M.Library, operation: str, road: str, dtype: str, flags: int, n: in
     if layout == "columns":
         outer = int(rng.choice([1, 3 if n < 100 else 2]))
     q = question(operation, dtype, flags, outer, inner, n, rng)
+    q.answer = answer
     width = 16 // P.SIZES[dtype]
     pieces, piece = 1, n
     if road.startswith("pieces"):
@@ -203,15 +215,15 @@ def ask(lib: M.Library, operation: str, road: str, dtype: str, flags: int, n: in
         pieces = int(rng.choice([k for k in (2, 4, 8) if n // k <= threads * 2 * width - 2 * width]))
         piece = -(-n // pieces) // width * width + width  # the last ones may have nothing
     blocks = -(-outer * inner // groups)
-    run = launches(operation, road, dtype, flags, blocks * pieces)
+    run = launches(operation, road, dtype, answer, flags, blocks * pieces)
     if len(run) == 2 and operation in P.ROW_ANSWERS:
         run[1] = run[1]._replace(grid=blocks)
     if layout == "rows":
         layout = str(rng.choice(["rows", "rows", "pitch"]))
     shift = int(rng.choice([0, 0, 1, width - 1]))
-    in_place = operation == "loss_and_gradient" and bool(rng.random() < 0.5)
+    in_place = operation == "loss_and_gradient" and answer == dtype and bool(rng.random() < 0.5)
     true = M.truths(q)
-    if operation == "softmax" and q.factor is None and rng.random() < 0.3:
+    if operation == "softmax" and answer == dtype and q.factor is None and rng.random() < 0.3:
         in_place = True
     got = M.answers(
         lib, q, run, pieces=pieces, piece=piece, layout=layout, shift=shift, in_place=in_place,
@@ -227,11 +239,77 @@ def test_every_road(operation, road):
     if not tried(operation, road):
         pytest.skip("the plan never cuts these rows")
     lib = library(operation)
-    for dtype, flags in asked(operation, road):
-        for n in sizes(road, dtype):
+    for how in asked(operation, road):
+        for n in sizes(road, how[0]):
             for again in range(2):
-                seed = zlib.crc32(f"{operation} {road} {dtype} {n} {again}".encode())
+                seed = zlib.crc32(f"{operation} {road} {how[0]} {n} {again}".encode())
                 try:
-                    ask(lib, operation, road, dtype, flags, n, np.random.default_rng(seed))
+                    ask(lib, operation, road, *how, n, np.random.default_rng(seed))
                 except AssertionError as e:
-                    raise AssertionError(f"{road}, flags {flags}, n = {n}, draw {again}: {e}") from e
+                    raise AssertionError(f"{road}, {how}, n = {n}, draw {again}: {e}") from e
+
+
+# --- sums over all rows ----------------------------------------------------------------------------------------------------
+
+SUMMED = {  # answer's dtypes and flags
+    "total": (("float32", 0), ("bfloat16", 0), ("float32", P.GIVEN)),
+    "share": tuple(("float32", flags) for flags in (0, P.SOFT, P.CLASS_WEIGHT, P.GIVEN)),
+}
+
+
+def launches_of_sums() -> list[P.Launch]:
+    return [
+        P.instance(operation, "float32", answer, flags, P.STREAM, P.STREAM, 1, False, 1, part)
+        for operation, how in SUMMED.items()
+        for answer, flags in how
+        for part in ("WHOLE", "FIRST", "LAST")
+    ]
+
+
+def ask_sums(lib: M.Library, operation: str, answer: str, flags: int, rows: int, rng: np.random.Generator) -> None:
+    """Losses and weights, or labels and their weights: what they come to, with and without anything that counts."""
+    nothing, n = rng.random() < 0.3, 5
+    labels = rng.integers(-1 if rng.random() < 0.5 else 0, n, rows)
+    labels[rng.random(rows) < (1.0 if nothing else 0.2)] = -100
+    of_class, sample = rng.random(n) * (rng.random(n) < 0.7), rng.random(rows) * (rng.random(rows) < 0.8)
+    inside = (labels >= 0) & (labels < n)
+    by = np.float32(of_class)[np.where(inside, labels, 0)].astype(float) if flags & P.CLASS_WEIGHT else np.ones(rows)
+    weight = np.where(inside, sample * by, 0)
+    loss = np.where(weight == 0, 0, weight * rng.normal(size=rows))
+    divisor, factor = float(rng.choice([0.0, 2.5])), np.asarray([-1.75])
+    call = P.Call(rows=rows, inner=1, n=n, ignore=1, ignore_index=-100)
+    call.loss, call.weight = (P.Rows(a.ctypes.data, 1) for a in (loss, weight))
+    call.label, call.label_kind = P.Rows(labels.ctypes.data, 1), 8
+    call.sample_weight = P.Number(sample.ctypes.data, 1, np.nan)
+    call.class_weight, call.divisor = of_class.ctypes.data, P.Number(0, 0, divisor)
+    call.factor = P.Number(factor.ctypes.data, 0, np.nan)
+    y, m = np.full(1, np.nan, M.DTYPES[answer]), np.full(1, np.nan)
+    call.y, call.m = P.View(y.ctypes.data, 0, 0, 0), P.Rows(m.ctypes.data, 0)
+    plan = P.plan_of(operation, "float32", flags, call, 132, 90, answer)
+    workspace = np.full(plan.workspace // 8 + 1, np.nan)
+    call.workspace = workspace.ctypes.data
+    for launch in plan.launches:
+        lib.launch(launch, call, int(rng.integers(4)))
+    assert np.isnan(workspace[-1])
+    by = divisor if flags & P.GIVEN else weight.sum()
+    over = loss.sum() if operation == "total" else float(factor[0])
+    with np.errstate(all="ignore"):
+        none = by == 0 and (operation == "share" or loss.sum() == 0)
+        want = 0.0 if none else over / by
+        eps = {"float32": 1e-6, "bfloat16": 4e-3}[answer]
+    np.testing.assert_allclose(float(y[0]) if operation == "total" else m[0], want, rtol=eps, atol=1e-12)
+    assert np.isnan(float((m if operation == "total" else y)[0])), "something else was written"
+
+
+def ask_all_sums(lib: M.Library, operation: str, again: int) -> None:
+    for answer, flags in SUMMED[operation]:
+        for rows in (1, 3, 511, 513, P.SUMMED * P.STREAM, P.SUMMED * P.STREAM + 1, 9001):
+            seed = zlib.crc32(f"{operation} {flags} {rows} {again}".encode())
+            ask_sums(lib, operation, answer, flags, rows, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("operation", P.SUMS)
+def test_sums_over_all_rows(operation):
+    library = M.Library(launches_of_sums())
+    for again in range(4):
+        ask_all_sums(library, operation, again)

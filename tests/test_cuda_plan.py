@@ -128,6 +128,8 @@ def test_nothing_to_do_and_nothing_to_take():
     assert P.plan("softmax", "float32", 0, 5, (1 << 31) + 1, multiprocessors=132) is None
     assert P.plan("softmax", "int32", 0, 5, 5, multiprocessors=132) is None
     assert P.plan("softmax", "float32", P.WIDE, 5, 5, multiprocessors=132) is None
+    for dtype, answer in (("float32", "float64"), ("float64", "float16"), ("float16", "bfloat16")):
+        assert P.plan("softmax", dtype, 0, 5, 5, multiprocessors=132, answer=answer) is None
 
 
 def test_few_instances_serve_all():
@@ -157,11 +159,11 @@ def test_fields_are_those_of_the_source(struct):
 
 
 def test_names_are_those_of_the_source():
-    enums = [[part.strip() for part in body.split(",")] for body in re.findall(r"^enum {(.*?)};", SOURCE, re.M)]
-    assert enums[0] == [operation.upper() for operation in P.OPERATIONS]
+    enums = [[part.strip() for part in body.split(",")] for body in re.findall(r"^enum {(.*?)};", SOURCE, re.M | re.S)]
+    assert enums[0] == [operation.upper() for operation in (*P.OPERATIONS, *P.SUMS)]
     assert {name: int(value) for name, value in (part.split(" = ") for part in enums[1])} == {
         name: getattr(P, name)
-        for name in ("MASK", "TEMPERATURE", "SOFTCAP", "SOFT", "SMOOTHING", "CLASS_WEIGHT", "WIDE", "STRIDED")
+        for name in ["MASK", "TEMPERATURE", "SOFTCAP", "SOFT", "SMOOTHING", "CLASS_WEIGHT", "WIDE", "STRIDED", "GIVEN"]
     }
     assert f"RECORD = {P.RECORD};" in SOURCE
 

@@ -4,7 +4,7 @@ Shapes and dtypes are looked at, values only where the backend says that they ca
 (`backend.look`), so that lazy, traced and device arrays pass through untouched.
 """
 
-from functools import cache
+from functools import cache, partial
 from math import prod
 from numbers import Integral, Real
 from operator import index
@@ -204,7 +204,7 @@ def of_rows(
             f"{name} must be one number for each row: size 1 along axis {axis} of shape {tuple(x.shape)}, got shape "
             f"{tuple(value.shape)}; {remedy}."
         )
-    if backend.look(~valid(value)):
+    if backend.look(lambda value: ~valid(value), value):
         raise ValueError(f"{name} must be {meaning}, got an array with {otherwise}.")
     return value
 
@@ -259,7 +259,7 @@ def uniforms(backend: Any, find: Any, rng: Any, shape: tuple, dtype: Any, x: Any
         raise TypeError(f"an array given as rng must hold uniforms, real floats in [0, 1), got dtype {u.dtype}.")
     if not same_shape(u.shape, shape):
         raise ValueError(f"uniforms given as rng need shape {tuple(shape)}, got {tuple(u.shape)}.")
-    if backend.look(~((u >= 0) & (u < 1))):
+    if backend.look(lambda u: ~((u >= 0) & (u < 1)), u):
         raise ValueError("uniforms given as rng must lie in [0, 1), got one outside.")
     return u
 
@@ -361,8 +361,7 @@ def labels(backend: Any, find: Any, y: Any, x: Any, axis: tuple[int, ...], ignor
     size = prod([x.shape[a] for a in axis])
     given = ignore_index
     y, ignore_index = widen(home, y, y, ignore_index)
-    bad = (y < 0) | (y >= size)
-    if home.look(bad if ignore_index is None else bad & (y != ignore_index)):
+    if home.look(partial(_bad_labels, size, ignore_index), y):
         raise IndexError(_outside(size, given))
     if home is not backend:
         # every label is known to fit by now; what is ignored must stay so in the other library's integers
@@ -378,6 +377,11 @@ def labels(backend: Any, find: Any, y: Any, x: Any, axis: tuple[int, ...], ignor
 
     # 8 bytes a class, which row kernels never look at: there, made when asked for
     return row_layout(backend, y, x, axis), cache(classes) if backend.rows(x) else classes(), ignore_index
+
+
+def _bad_labels(size: int, ignore_index: int | None, y: Any) -> Any:
+    bad = (y < 0) | (y >= size)
+    return bad if ignore_index is None else bad & (y != ignore_index)
 
 
 def _outside(size: int, ignore_index: int | None) -> str:
@@ -434,6 +438,6 @@ def normalizer(backend: Any, find: Any, value: Any, reduction: str, x: Any) -> A
     value = array(backend, "normalizer", companion(backend, find, "normalizer", value, x))
     if prod(value.shape) != 1:
         raise ValueError(f"normalizer must be one number, got shape {tuple(value.shape)}.")
-    if backend.look(~((value >= 0) & (value < float("inf")))):
+    if backend.look(lambda value: ~((value >= 0) & (value < float("inf"))), value):
         raise ValueError("normalizer must be a finite number of at least 0, got one that is not.")
     return value

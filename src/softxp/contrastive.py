@@ -112,7 +112,7 @@ def _one(backend: Any, name: str, value: Any, like: Any, low: float, meaning: st
     value = args.array(backend, name, args.companion(backend, find, name, value, like))
     if any(n != 1 for n in value.shape):
         raise ValueError(f"{name} must be one number, got shape {tuple(value.shape)}.")
-    if backend.look(~((value >= low) & (value < float("inf")))):
+    if backend.look(lambda value: ~((value >= low) & (value < float("inf"))), value):
         raise ValueError(f"{name} must be {meaning}, got an array that is not.")
     return value
 

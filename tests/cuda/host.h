@@ -81,6 +81,12 @@ inline void store_vector(void* at, uint4 raw) {
   memcpy(at, &raw, 16);
 }
 
+inline void store_half_vector(void* at, unsigned low, unsigned high) {
+  if (reinterpret_cast<uintptr_t>(at) % 8) misaligned = true;
+  memcpy(at, &low, 4);
+  memcpy(static_cast<char*>(at) + 4, &high, 4);
+}
+
 namespace host {
 
 enum { READY, AT_BARRIER, AT_CLUSTER_BARRIER, AT_SHUFFLE, DONE };
@@ -220,7 +226,7 @@ inline unsigned pair(Bfloat, float a, float b) { return bfloat_bits(a) | bfloat_
 
 template <class C>
 void one_thread(const void* call, void* shared) {
-  Work<C>(*static_cast<const Call*>(call), *static_cast<typename C::Shared*>(shared)).go();
+  run<C>(*static_cast<const Call*>(call), *static_cast<typename C::Shared*>(shared));
 }
 
 // Run a grid. seed 0: threads and blocks in order; other seeds draw another order each. 0: done; 1: some threads left while

@@ -49,7 +49,7 @@ class Backend:
     )  # (x, axis=, where=, compute=) -> m, r with `axis` of size 1
     rows: Callable[[Any], bool] = lambda x: False  # do the row kernels see x, if they are there?
     double: Callable[[Any], bool] = lambda x: False  # float64 arithmetic is there, and cheap, where x lies
-    look: Callable[[Any], Any] = lambda condition: None  # any(condition) if it can be read on the host now, else None
+    look: Callable[..., Any] = lambda of, x: None  # any(of(x)) if x can be read on the host now, else None
     adopt: Callable[[Any], Any] = lambda x: x  # one of the library's stranger arrays as its plain one
     device: Callable[[Any], Any] = lambda x: None
     put: Any = None  # (host value, like) -> array beside `like`
@@ -205,4 +205,10 @@ def register(array_type: type, /, *, namespace: Any, name: str | None = None, **
     words = {"kernels", "lift", "double", "look", "device", "put", "arange", "guard", "uniform"}
     if not words >= set(how):
         raise TypeError(f"register knows {sorted(words)}, got {sorted(set(how) - words)}.")
+    if "look" in how:
+        how["look"] = _of_condition(how["look"])
     _BY_TYPE[array_type] = _conforming(namespace, name, **how)
+
+
+def _of_condition(look: Callable[[Any], Any]) -> Callable[..., Any]:
+    return lambda of, x: look(of(x))

@@ -32,7 +32,7 @@ class Device:
     gpu: Callable[[Any], int]  # array -> number of its GPU
     address: Callable[[Any], int]
     steps: Callable[[Any], tuple[int, ...]]  # from number to number along each axis, in numbers
-    like: Callable[[Any], Any]  # array -> new memory for one of its shape, dtype and order
+    like: Callable[[Any, Any], Any]  # (array, dtype) -> new memory for one of its shape and order
     empty: Callable[[Any, Any, Any], Any]  # (shape, dtype, like) -> new memory in C order, beside `like`
     together: Callable[[Any], Any]  # array -> itself, or a copy, in C order
     stream: Callable[[int], int]  # number of a GPU -> handle of its current stream
@@ -67,22 +67,27 @@ def all_plain(device: Device, *values: Any) -> bool:
 class Work(Layout):
     """The rows of one array, and the kernels' `call` and `flags` for them."""
 
-    __slots__ = ("call", "device", "flags", "held", "kind", "x")
+    __slots__ = ("call", "device", "dtype", "flags", "held", "x")
 
-    def __init__(self, device: Device, x: Any, axis: tuple[int, ...]) -> None:
+    def __init__(self, device: Device, x: Any, axis: tuple[int, ...], dtype: Any) -> None:
         super().__init__(tuple(x.shape), axis)
-        self.device, self.x, self.kind, self.flags = device, x, device.kinds[x.dtype], 0
+        self.device, self.x, self.dtype, self.flags = device, x, dtype, 0  # dtype: of the answer
         self.held: list[Any] = []  # what the addresses in the call point to
         self.call = P.Call(rows=self.outer * self.inner, inner=self.inner, n=self.n)
         self.call.temperature.value = self.call.factor.value = self.call.sample_weight.value = 1.0
         self.call.x = self.view(x)
 
     @classmethod
-    def on(cls, device: Device, x: Any, axis: tuple[int, ...], where: Any = None, temperature: Any = 1.0) -> Any:
+    def on(
+        cls, device: Device, x: Any, axis: tuple[int, ...], dtype: Any, where: Any = None, temperature: Any = 1.0
+    ) -> Any:
         """The call on x's rows, without an answer yet; None where the kernels do not take it."""
-        if x.dtype not in device.kinds or not neighbours(x.shape, axis) or not all_plain(device, where, temperature):
+        kinds = device.kinds
+        if x.dtype not in kinds or dtype not in kinds or not P.answers(kinds[x.dtype], kinds[dtype]):
             return None
-        work = cls(device, x, axis)
+        if not neighbours(x.shape, axis) or not all_plain(device, where, temperature):
+            return None
+        work = cls(device, x, axis, dtype)
         if where is not None:
             work.flags |= P.MASK
             work.call.mask = work.view(where)
@@ -109,9 +114,9 @@ class Work(Layout):
 
     def new(self) -> tuple[Any, P.View]:
         """Memory for an answer like x, in its order where that is one of steps."""
-        y = self.device.like(self.x)
+        y = self.device.like(self.x, self.dtype)
         if self.lies(y) is None:
-            y = self.device.empty(self.shape, self.x.dtype, self.x)
+            y = self.device.empty(self.shape, self.dtype, self.x)
         return y, self.view(y)
 
     def vector(self, a: Any) -> P.Rows:
@@ -136,11 +141,12 @@ class Work(Layout):
         start = self.hold(both)
         return both, [P.Rows(start + 8 * rows * i, 1) for i in range(count)]
 
-    def run(self, operation: str) -> bool:
+    def run(self, operation: str, flags: int | None = None) -> bool:
         """Launch it. False where the kernels do not take the call."""
+        flags = self.flags if flags is None else flags
         device, call, number = self.device, self.call, self.device.gpu(self.x)
-        gpu = cuda.gpu(number)
-        plan = P.plan_of(operation, self.kind, self.flags, call, gpu.multiprocessors, gpu.capability)
+        gpu, kind, answer = cuda.gpu(number), device.kinds[self.x.dtype], device.kinds[self.dtype]
+        plan = P.plan_of(operation, kind, flags, call, gpu.multiprocessors, gpu.capability, answer)
         if plan is None:
             return False
         if plan.workspace:
@@ -157,7 +163,7 @@ def _map(operation: str) -> Callable[..., Any]:
     def serve(
         device: Device, x: Any, *, axis: Any, where: Any = None, temperature: Any = 1.0, dtype: Any, compute: Any
     ) -> Any:
-        work = Work.on(device, x, axis, where, temperature) if dtype == x.dtype else None
+        work = Work.on(device, x, axis, dtype, where, temperature)
         if work is None:
             return NotImplemented
         y, work.call.y = work.new()
@@ -171,7 +177,7 @@ def _logsumexp(
     device: Device, x: Any, *, axis: Any, b: Any = None, where: Any = None, keepdims: bool, return_sign: bool = False,
     dtype: Any, compute: Any,
 ) -> Any:  # fmt: skip
-    work = Work.on(device, x, axis, where) if b is None and not return_sign and dtype == x.dtype else None
+    work = Work.on(device, x, axis, dtype, where) if b is None and not return_sign else None
     if work is None:
         return NotImplemented
     shape = work.row_shape if keepdims else work.shape[: work.first] + work.shape[work.last :]
@@ -183,10 +189,10 @@ def _logsumexp(
 @on_gpu
 def state(device: Device, x: Any, *, axis: Any, where: Any, compute: Any) -> Any:
     """(m, r) with `axis` of size 1, for a state that goes on."""
-    work = Work.on(device, x, axis, where)
+    work = Work.on(device, x, axis, x.dtype, where)
     if work is None:
         return NotImplemented
-    if work.kind == "float32" and compute == device.xp.float64:
+    if x.dtype == device.xp.float32 and compute == device.xp.float64:
         work.flags |= P.WIDE
     both, (work.call.m, work.call.r) = work.new_rows(2)
     if not work.run("state"):
@@ -203,7 +209,7 @@ def _pull_map(operation: str) -> Callable[..., Any]:
     ) -> Any:  # fmt: skip
         if wanted != ("x",) or dtype != x.dtype or ct.dtype != dtype or not device.plain(ct):
             return NotImplemented
-        work = Work.on(device, x, axis, where, temperature)
+        work = Work.on(device, x, axis, dtype, where, temperature)
         if work is None:
             return NotImplemented
         work.call.v = work.view(ct)
@@ -218,9 +224,9 @@ def _pull_logsumexp(
     device: Device, ct: Any, y: Any, wanted: Any, x: Any, *, axis: Any, where: Any = None, keepdims: bool, b: Any = None,
     return_sign: bool = False, dtype: Any, compute: Any,
 ) -> Any:  # fmt: skip
-    if wanted != ("x",) or b is not None or dtype != x.dtype or not device.plain(ct):
+    if wanted != ("x",) or b is not None or not device.plain(ct):
         return NotImplemented
-    work = Work.on(device, x, axis, where)
+    work = Work.on(device, x, axis, x.dtype, where)
     if work is None:
         return NotImplemented
     work.call.factor = work.number(ct if keepdims else F.keep(device.xp, ct, axis))
@@ -228,13 +234,13 @@ def _pull_logsumexp(
     return {"x": gradient} if work.run("softmax") else NotImplemented
 
 
-# --- cross-entropy: a kernel gives each row's loss and weight; what they come to is said here ------------------------
+# --- cross-entropy: one launch gives each row's loss and weight, another what they come to -----------------------------
 
 
 class Loss(Work):
     """One call of cross_entropy."""
 
-    __slots__ = ("axis", "dtype", "ignore_index", "labels", "normalizer", "reduction", "sample_weight", "weights")
+    __slots__ = ("axis", "normalizer", "reduction")
 
     @classmethod
     def begin(
@@ -243,15 +249,12 @@ class Loss(Work):
         reduction: str, normalizer: Any, dtype: Any, compute: Any,
     ) -> Any:  # fmt: skip
         soft = classes is None
-        if dtype != x.dtype or (soft and labels.dtype != dtype):
+        if (soft and labels.dtype != x.dtype) or not all_plain(device, labels, class_weight, sample_weight, normalizer):
             return None
-        if not all_plain(device, labels, class_weight, sample_weight, normalizer):
-            return None
-        self = cls.on(device, x, axis, where, temperature)
+        self = cls.on(device, x, axis, dtype, where, temperature)
         if self is None:
             return None
-        self.axis, self.dtype, self.reduction, self.normalizer = axis, dtype, reduction, normalizer
-        self.labels, self.sample_weight, self.weights = None if soft else labels, sample_weight, None
+        self.axis, self.reduction, self.normalizer = axis, reduction, 1.0 if reduction == "sum" else normalizer
         call, xp = self.call, device.xp
         if soft:
             self.flags |= P.SOFT
@@ -259,91 +262,68 @@ class Loss(Work):
         else:
             call.label = self.vector(labels)
             call.label_kind = labels.dtype.itemsize * (-1 if "uint" in str(labels.dtype) else 1)
-        self.ignore_index = ignore_index
         call.ignore, call.ignore_index = int(ignore_index is not None), ignore_index or 0
         if class_weight is not None:
             self.flags |= P.CLASS_WEIGHT
-            self.weights = device.together(xp.reshape(F.cast(xp, class_weight, xp.float64), (self.n,)))
-            call.class_weight = self.hold(self.weights)
+            weights = device.together(xp.reshape(F.cast(xp, class_weight, xp.float64), (self.n,)))
+            call.class_weight = self.hold(weights)
         if sample_weight is not None:
             call.sample_weight = self.number(sample_weight)
         self.flags |= (P.SMOOTHING if label_smoothing else 0) | (P.SOFTCAP if softcap else 0)
         call.smoothing, call.softcap, call.z_loss = label_smoothing, softcap or 0.0, z_loss
         return self
 
+    def finer(self) -> bool:
+        """Has the loss more bits than the logits? Kernels that write a gradient are as exact as that needs."""
+        kinds = self.device.kinds
+        return P.SIZES[kinds[self.dtype]] > P.SIZES[kinds[self.x.dtype]]
+
     def losses(self, operation: str = "loss") -> Any:
         """(2, rows): each row's s · loss, and s · its weight; None where the kernels do not take the call."""
         both, (self.call.loss, self.call.weight) = self.new_rows(2)
         return both if self.run(operation) else None
 
+    def summed(self, operation: str) -> None:
+        flags = self.flags & (P.SOFT | P.CLASS_WEIGHT)
+        if self.normalizer is not None:
+            self.call.divisor, flags = self.of_call(self.normalizer), P.GIVEN
+        self.run(operation, flags)
+
+    def of_call(self, value: Any) -> P.Number:
+        """A number, or an array of one."""
+        return self.number(value if isinstance(value, (int, float)) else self.device.xp.reshape(value, ()))
+
     def reduced(self, both: Any) -> Any:
         """What the rows come to, as the caller gets it."""
         xp = self.device.xp
         if self.reduction == "none":
-            value = F.drop(xp, xp.reshape(both[0, ...], self.row_shape), self.axis)
-        else:
-            value, weight = self.sums(both)
-            if self.reduction == "mean":
-                value = value / self.divisor(value, weight)
-        return F.cast(xp, value, self.dtype)
+            return F.cast(xp, F.drop(xp, xp.reshape(both[0, ...], self.row_shape), self.axis), self.dtype)
+        y = self.device.empty((), self.dtype, self.x)
+        self.call.y = P.View(self.hold(y), 0, 0, 0)
+        self.summed("total")
+        return y
 
-    def sums(self, both: Any) -> tuple[Any, Any]:
-        sums = self.device.xp.sum(both, axis=1)
-        return sums[0, ...], sums[1, ...]
-
-    def divisor(self, a: Any, weight: Any) -> Any:
-        """What the mean divides a, the sum of the losses, by."""
-        xp, given = self.device.xp, self.normalizer
-        if isinstance(given, (int, float)):
-            weight = xp.full_like(a, given)
-        elif given is not None:
-            weight = F.cast(xp, xp.reshape(given, a.shape), xp.float64)
-        return F.divisor_of_mean(xp, a, weight)
-
-    def divisor_beforehand(self) -> Any:
-        """The same before there are losses, from labels and weights. Where these come to 0, so does the gradient."""
-        xp, given = self.device.xp, self.normalizer
-        if isinstance(given, (int, float)):
-            return given or F.INF
-        if given is not None:
-            weight = F.cast(xp, xp.reshape(given, ()), xp.float64)
-        elif self.labels is not None:
-            weight = self.label_weight()
-        else:  # what distributions add up to takes reading them: so the losses come first after all
-            both = self.losses()
-            return None if both is None else self.divisor(*self.sums(both))
-        return F.divisor_of_mean(xp, xp.zeros_like(weight), weight)
-
-    def label_weight(self) -> Any:
-        """Σ s W over the rows that count, of integer labels."""
-        xp, y = self.device.xp, self.labels
-        counts = (y >= 0) & (y < self.n)
-        if self.ignore_index is not None:
-            counts = counts & (y != self.ignore_index)
-        weight = F.cast(xp, counts, xp.float64)
-        if self.weights is not None:
-            at = xp.reshape(F.cast(xp, xp.where(counts, y, xp.zeros_like(y)), xp.int64), (-1,))
-            weight = weight * xp.reshape(xp.take(self.weights, at, axis=0), y.shape)
-        if self.sample_weight is not None:  # which hides nothing in a row that does not count
-            s = F.cast(xp, self.sample_weight, xp.float64)
-            weight = xp.where((weight == 0) | (s == 0), xp.zeros_like(weight), weight * s)
-        return xp.sum(weight, axis=tuple(range(weight.ndim)))
-
-    def with_gradient(self, ct: Any = None) -> Any:
-        """(2, rows) as of `losses`, and the gradient of ct · what they are reduced to; `ct` None: 1. None where declined."""
-        xp = self.device.xp
-        factor = 1.0 if ct is None else F.cast(xp, ct, xp.float64)
-        if self.reduction == "none":
-            factor = F.keep(xp, factor, self.axis)
-        elif self.reduction == "mean":
-            by = self.divisor_beforehand()
-            if by is None:
+    def with_gradient(self, ct: Any = None, gradient: Any = None) -> Any:
+        """(2, rows) as of `losses`, and the gradient of ct · what they are reduced to: `gradient` is its dtype, or x's.
+        `ct` None: 1. None where declined.
+        """
+        call = self.call
+        if ct is not None:
+            each = self.reduction == "none"
+            call.factor = self.number(F.keep(self.device.xp, ct, self.axis)) if each else self.of_call(ct)
+        if self.reduction == "mean":
+            # what distributions add up to takes reading them: so the losses come first after all
+            if self.flags & P.SOFT and self.normalizer is None and self.losses() is None:
                 return None
-            factor = factor / by
-        self.call.factor = self.number(factor)
-        gradient, self.call.y = self.new()
+            share = self.device.empty((1,), self.device.xp.float64, self.x)
+            call.m = P.Rows(self.hold(share), 0)
+            self.summed("share")
+            call.factor = P.Number(call.m.address, 0, 0.0)
+        answer, self.dtype = self.dtype, self.x.dtype if gradient is None else gradient
+        derivative, call.y = self.new()
         both = self.losses("loss_and_gradient")
-        return None if both is None else (both, gradient)
+        self.dtype = answer
+        return None if both is None else (both, derivative)
 
 
 @on_gpu
@@ -363,10 +343,10 @@ def _pull_cross_entropy(device: Device, ct: Any, y: Any, wanted: Any, x: Any, la
 
 
 @on_gpu
-def _sweep_cross_entropy(device: Device, x: Any, labels: Any, **options: Any) -> Any:
-    """The value, one number, and its gradient by the logits."""
+def _sweep_cross_entropy(device: Device, x: Any, labels: Any, gradient: Any = None, **options: Any) -> Any:
+    """The value, one number, and its gradient by the logits, of the dtype `gradient` or else theirs."""
     loss = Loss.begin(device, x, labels, **options) if options["reduction"] != "none" else None
-    if loss is None or (done := loss.with_gradient()) is None:
+    if loss is None or loss.finer() or (done := loss.with_gradient(gradient=gradient)) is None:
         return NotImplemented
     return loss.reduced(done[0]), done[1]
 
@@ -385,7 +365,7 @@ def plain_softmax(device: Device, x: Any) -> Any:
     gpu, kernel, grid, block, call = ready
     if kernel is None:
         return NotImplemented
-    y = device.like(x)
+    y = device.like(x, x.dtype)
     call = P.Call.from_buffer_copy(call)
     pack_into("Q", call, P.Call.x.offset, start)
     pack_into("Q", call, P.Call.y.offset, device.address(y))
@@ -394,11 +374,11 @@ def plain_softmax(device: Device, x: Any) -> Any:
 
 
 def _make_ready(device: Device, x: Any, key: tuple) -> Any:
-    gpu, work = cuda.gpu(key[0]), Work.on(device, x, (len(x.shape) - 1,))
+    gpu, work = cuda.gpu(key[0]), Work.on(device, x, (len(x.shape) - 1,), x.dtype)
     ready: tuple[Any, ...] = gpu, None, 0, 0, b""
     if work is not None:
         work.call.y = work.call.x
-        plan = P.plan_of("softmax", work.kind, 0, work.call, gpu.multiprocessors, gpu.capability)
+        plan = P.plan_of("softmax", device.kinds[x.dtype], 0, work.call, gpu.multiprocessors, gpu.capability)
         if plan is not None and len(plan.launches) == 1:
             (one,) = plan.launches
             ready = gpu, gpu.kernel(one.options), one.grid, one.block, bytes(work.call)

@@ -51,12 +51,14 @@ def _guard(x: Any) -> Any:
 
 DEVICE = _cuda.Device(
     xp=XP,
-    kinds={cp.dtype(name): name for name in ("float16", "float32", "float64")},
+    kinds={  # an array has an instance for its dtype, a caller may give the class
+        kind: name for name in ("float16", "float32", "float64") for kind in (cp.dtype(name), cp.dtype(name).type)
+    },
     plain=lambda a: a.__class__ is cp.ndarray and not _AMD,
     gpu=lambda a: a.device.id,
     address=lambda a: a.data.ptr,
     steps=lambda a: tuple(step // a.itemsize for step in a.strides),
-    like=cp.empty_like,
+    like=lambda a, dtype: cp.empty_like(a, dtype=dtype),
     empty=lambda shape, dtype, like: cp.empty(shape, dtype=dtype),
     together=cp.ascontiguousarray,
     stream=lambda gpu: cp.cuda.get_current_stream().ptr,

@@ -122,7 +122,7 @@ BACKEND = Backend(
     road="formula, of large arrays in tiles",
     roads=dict.fromkeys(_rows.FORWARD, "row kernels with Numba"),
     double=lambda x: True,
-    look=lambda condition: bool(np.any(condition)),
+    look=lambda of, x: bool(np.any(of(x))),
     adopt=np.asarray,
     put=lambda value, like: np.asarray(value),
     arange=lambda n, dtype, like: np.arange(n, dtype=dtype),

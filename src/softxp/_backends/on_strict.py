@@ -10,7 +10,7 @@ BACKEND = Backend(
     name="array_api_strict",
     xp=careful(xp),
     double=lambda x: xp.__array_namespace_info__().dtypes(device=x.device).get("float64") is not None,
-    look=lambda condition: bool(xp.any(condition)),
+    look=lambda of, x: bool(xp.any(of(x))),
     device=_device,
     guard=np.errstate(all="ignore"),
 )

@@ -133,7 +133,7 @@ DEVICE = _cuda.Device(
     gpu=lambda t: t.get_device(),
     address=lambda t: t.data_ptr(),
     steps=lambda t: t.stride(),
-    like=torch.empty_like,
+    like=lambda t, dtype: torch.empty_like(t, dtype=dtype),
     empty=lambda shape, dtype, like: torch.empty(shape, dtype=dtype, device=like.device),
     together=lambda t: t.contiguous(),
     stream=getattr(  # (the number alone, where this torch has it: a Stream object costs more than a launch)
@@ -447,11 +447,11 @@ def _state(x: Any, **how: Any) -> Any:
     return road.state(road.host, x=x, **how)
 
 
-def _look(condition: Any) -> Any:
-    if torch.compiler.is_compiling() or not condition.is_cpu:
+def _look(of: Any, x: Any) -> Any:
+    if torch.compiler.is_compiling() or not x.is_cpu:
         return None
     try:
-        return bool(condition.any())
+        return bool(of(x).any())
     except RuntimeError:  # under vmap, or fake
         return None
 

@@ -14,6 +14,8 @@ kernels do not take, such as rows of no numbers.
     loss_and_gradient      x, labels                   loss, weight, and y: the gradient. y may be x, with x's own steps
     softmax_pullback       x, v (the cotangent)        y: the cotangent of x. y may be v, or x
     log_softmax_pullback   x, v (the cotangent)        y: the same
+    total                  loss, weight                y: one number, Σ loss / divisor, which is `divisor` or else Σ weight
+    share                  labels, or soft: weight     m: one number, factor / divisor, the `factor` of a mean's gradient
 
     flag          of               what it switches on, at compile time
     MASK          all              mask: bool, x's shape by steps, of which any may be 0
@@ -23,6 +25,10 @@ kernels do not take, such as rows of no numbers.
     SMOOTHING     losses           smoothing
     CLASS_WEIGHT  losses           class_weight
     WIDE          state, float32   arithmetic in float64
+    GIVEN         total, share     the divisor is `divisor`, and not Σ weight
+
+y's dtype, the `answer`, is x's own, or float32 where x has 16 bits, or 16 bits where x is float32. Losses are as exact as it
+needs, though they lie in float64.
 
 A view is an address (0: none) and the steps, in elements, from one outer index to the next, one inner index to the next, and
 along a row: number k of row i * inner + j is at outer * i + inner * j + along * k. Quantities of a row are float64, one step
@@ -30,9 +36,11 @@ apart, step 0 for one that is all rows'. A `Number` without an address is its `v
 `label_kind` is its size in bytes, negative where it is unsigned; bad ones give NaN, and are never an address.
 
 loss is `s · loss` and weight is `s · W` of docs/semantics.md, both 0 in a dropped row: "mean" is Σ loss / Σ weight. The
-gradient is that of `factor · s · loss`. Pullbacks start from x, not from p: an answer of 16 bits is too short for it, and p
-does not say which rows are frozen. Arithmetic is float32 for 16 and 32 bits, float64 for float64. v and y are fastest where
-they lie as x does: their addresses equal to x's modulo 16, in every row.
+gradient is that of `factor · s · loss`. The mean of nothing, 0 / 0, is 0, and so is its gradient.
+
+Pullbacks start from x, not from p: an answer of 16 bits is too short for it, and p does not say which rows are frozen.
+Arithmetic is float32 for 16 and 32 bits, float64 for float64. v and y are fastest where they lie as x does: their addresses
+equal to x's modulo 16, in every row.
 """
 
 import ctypes
@@ -42,8 +50,9 @@ OPERATIONS = (
     "softmax", "log_softmax", "logsumexp", "state", "loss", "loss_and_gradient", "softmax_pullback",
     "log_softmax_pullback",
 )  # fmt: skip
+SUMS = ("total", "share")  # over all rows: after the losses, and before their gradient
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-MASK, TEMPERATURE, SOFTCAP, SOFT, SMOOTHING, CLASS_WEIGHT, WIDE = 1, 2, 4, 8, 16, 32, 64
+MASK, TEMPERATURE, SOFTCAP, SOFT, SMOOTHING, CLASS_WEIGHT, WIDE, GIVEN = 1, 2, 4, 8, 16, 32, 64, 256
 STRIDED = 128  # set by the plan: the numbers of a row are not neighbours, and are read one by one
 
 RECORD = 12  # float64 of workspace for each piece of a row
@@ -74,6 +83,7 @@ class Call(ctypes.Structure):
         ("temperature", Number),  # of each row
         ("factor", Number),  # of each row; in softmax it counts where it has an address
         ("sample_weight", Number),  # of each row
+        ("divisor", Number),  # of the call
         ("label", Rows),
         ("loss", Rows),
         ("weight", Rows),
@@ -121,6 +131,7 @@ BLOCKS = (1 << 31) - 1  # in a grid
 STREAM = 512  # threads for a row that is read twice
 CUT = 256  # threads for a piece of a row
 MOST_PIECES = 512  # of a row: each is looked at by each block that finishes the row
+SUMMED = 8  # rows that a thread adds up where there are many: fewer would wait for one another's memory
 WORTH_CUTTING = 1 << 18  # bytes of a row from which two launches cost less than one multiprocessor's slowness
 
 _plans: dict[tuple, Plan | None] = {}
@@ -135,32 +146,40 @@ def vectors_at_most(operation: str, dtype: str, flags: int) -> int:
     return most
 
 
+def answers(dtype: str, answer: str) -> bool:
+    """May numbers of `answer` be what the kernels make of numbers of `dtype`?"""
+    return dtype == answer or {SIZES[dtype], SIZES[answer]} == {2, 4}
+
+
 def threads_at_most(dtype: str, flags: int) -> int:
     """So many that each has the registers it needs, of 65536 in a multiprocessor: softrow.cu's HEAVY."""
     return 512 if dtype == "float64" or flags else 1024
 
 
 def instance(
-    operation: str, dtype: str, flags: int, lanes: int, threads: int, vectors: int, held: bool, grid: int,
+    operation: str, dtype: str, answer: str, flags: int, lanes: int, threads: int, vectors: int, held: bool, grid: int,
     part: str = "WHOLE", cluster: int = 1,
 ) -> Launch:  # fmt: skip
-    values = (operation.upper(), ELEMENTS[dtype], lanes, threads, vectors, int(held), part, flags)
-    names = ("OPERATION", "ELEMENT", "LANES", "THREADS", "VECTORS", "HELD", "PART", "FLAGS")
+    values = (
+        operation.upper(), ELEMENTS[dtype], ELEMENTS[answer], lanes, threads, vectors, int(held), part, flags
+    )  # fmt: skip
+    names = ("OPERATION", "ELEMENT", "ANSWER", "LANES", "THREADS", "VECTORS", "HELD", "PART", "FLAGS")
     options = tuple(f"-DSOFTROW_{k}={v}" for k, v in zip(names, values, strict=True))
     return Launch((*options, f"-DSOFTROW_CLUSTER={cluster}") if cluster > 1 else options, grid, threads)
 
 
 def plan(
     operation: str, dtype: str, flags: int, rows: int, n: int, *, multiprocessors: int, capability: int = 80,
-    aligned: bool = True, along: int = 1, beside: int = 0,
+    aligned: bool = True, along: int = 1, beside: int = 0, answer: str = "",
 ) -> Plan | None:  # fmt: skip
-    """The plan for `rows` rows of `n` numbers.
+    """The plan for `rows` rows of `n` numbers, with answers of the dtype `answer` or else x's.
 
     capability: 90 for 9.0, from which on blocks can be clusters. aligned: every row of x begins at a multiple of 16 bytes.
     along: x's step along a row. beside: the step from one row to the next where that is a shorter one, else 0. `plan_of`
     reads these off a Call.
     """
-    key = (operation, dtype, flags, rows, n, multiprocessors, capability, aligned, along == 1, beside != 0)
+    what = (operation, dtype, answer or dtype, flags)
+    key = (*what, rows, n, multiprocessors, capability, aligned, along == 1, beside != 0)
     if key not in _plans:
         if len(_plans) > 4096:
             _plans.clear()
@@ -169,9 +188,13 @@ def plan(
 
 
 def plan_of(
-    operation: str, dtype: str, flags: int, call: Call, multiprocessors: int, capability: int = 80
+    operation: str, dtype: str, flags: int, call: Call, multiprocessors: int, capability: int = 80, answer: str = ""
 ) -> Plan | None:
     """The plan for a Call, into which its pieces are written. The workspace is still the caller's to find."""
+    if operation in SUMS:
+        found = _make_sums(operation, dtype, answer or dtype, flags, call.rows)
+        call.pieces, call.piece = found.pieces, found.piece
+        return found
     x, size, inner = call.x, SIZES[dtype], call.inner
     outer_step, inner_step, along = x.outer, x.inner, x.along
     # (a step that is not taken does not count)
@@ -179,7 +202,7 @@ def plan_of(
     aligned = x.address % 16 == 0 and outer_step * size % 16 == 0 and (inner == 1 or inner_step * size % 16 == 0)
     found = plan(
         operation, dtype, flags, call.rows, call.n, multiprocessors=multiprocessors, capability=capability,
-        aligned=aligned, along=along, beside=beside if abs(beside) < abs(along) else 0,
+        aligned=aligned, along=along, beside=beside if abs(beside) < abs(along) else 0, answer=answer,
     )  # fmt: skip
     if found is not None:
         call.pieces, call.piece = found.pieces, found.piece
@@ -187,10 +210,12 @@ def plan_of(
 
 
 def _make(
-    operation: str, dtype: str, flags: int, rows: int, n: int, multiprocessors: int, capability: int, aligned: bool,
-    together: bool, columns: bool,
+    operation: str, dtype: str, answer: str, flags: int, rows: int, n: int, multiprocessors: int, capability: int,
+    aligned: bool, together: bool, columns: bool,
 ) -> Plan | None:  # fmt: skip
-    if dtype not in SIZES or not 0 < n <= LONGEST or (flags & WIDE and (operation, dtype) != ("state", "float32")):
+    if not {dtype, answer} <= set(SIZES) or not answers(dtype, answer) or not 0 < n <= LONGEST:
+        return None
+    if flags & WIDE and (operation, dtype) != ("state", "float32"):
         return None
     if rows == 0:
         return Plan((), 0, 1, n)
@@ -200,6 +225,7 @@ def _make(
     cuttable = operation != "softmax_pullback"  # whose sums are two, one after the other
     if not together:
         flags |= STRIDED
+    what = (operation, dtype, answer, flags)
 
     if not together and columns:
         size = 1  # threads of a row, 32 rows beside one another
@@ -235,7 +261,7 @@ def _make(
         piece = _up(n, pieces)
         piece = _up(piece, width) * width  # so that pieces begin where the row's own vectors do
         pieces = _up(n, piece)
-        shape = (operation, dtype, flags, lanes, threads, per_thread, False)
+        shape = (*what, lanes, threads, per_thread, False)
         finishing = blocks if operation in ROW_ANSWERS else blocks * pieces
         first = instance(*shape, grid=blocks * pieces, part="FIRST")
         return Plan((first, instance(*shape, grid=finishing, part="LAST")), rows * pieces * RECORD * 8, pieces, piece)
@@ -245,11 +271,23 @@ def _make(
             vectors = _up(piece + peeled, width)
             each = _round(_up(vectors, most))
             if _up(n, piece) == cluster and each <= threads_at_most(dtype, flags) and each * most >= vectors:
-                launch = instance(operation, dtype, flags, each, each, most, True, rows * cluster, "CLUSTER", cluster)
+                launch = instance(*what, each, each, most, True, rows * cluster, "CLUSTER", cluster)
                 return Plan((launch,), 0, cluster, piece) if rows * cluster <= BLOCKS else None
     if blocks > BLOCKS:
         return None
-    return Plan((instance(operation, dtype, flags, lanes, threads, per_thread, held, blocks),), 0, 1, n)
+    return Plan((instance(*what, lanes, threads, per_thread, held, blocks),), 0, 1, n)
+
+
+def _make_sums(operation: str, dtype: str, answer: str, flags: int, rows: int) -> Plan:
+    """`piece` and `pieces` are of all rows here."""
+    rows = 1 if operation == "share" and flags & GIVEN else rows  # nothing is added up
+    shape = (operation, dtype, answer, flags, STREAM, STREAM, 1, False)
+    piece = max(SUMMED * STREAM, _up(rows, MOST_PIECES))
+    pieces = max(1, _up(rows, piece))
+    if pieces == 1:
+        return Plan((instance(*shape, grid=1),), 0, 1, piece)
+    first = instance(*shape, grid=pieces, part="FIRST")
+    return Plan((first, instance(*shape, grid=1, part="LAST")), 2 * 8 * pieces, pieces, piece)
 
 
 def _up(a: int, b: int) -> int:

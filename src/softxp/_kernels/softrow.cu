@@ -37,7 +37,7 @@ struct Rows {
 
 struct Call {
   View x, y, v, mask;
-  Number temperature, factor, sample_weight;
+  Number temperature, factor, sample_weight, divisor;
   Rows label, loss, weight, m, r;
   Address class_weight, workspace;
   Long rows, inner, n, pieces, piece, ignore_index;
@@ -45,8 +45,14 @@ struct Call {
   int label_kind, ignore;
 };
 
-enum { SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, STATE, LOSS, LOSS_AND_GRADIENT, SOFTMAX_PULLBACK, LOG_SOFTMAX_PULLBACK };
-enum { MASK = 1, TEMPERATURE = 2, SOFTCAP = 4, SOFT = 8, SMOOTHING = 16, CLASS_WEIGHT = 32, WIDE = 64, STRIDED = 128 };
+enum {
+  SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, STATE, LOSS, LOSS_AND_GRADIENT, SOFTMAX_PULLBACK, LOG_SOFTMAX_PULLBACK,
+  TOTAL, SHARE
+};
+enum {
+  MASK = 1, TEMPERATURE = 2, SOFTCAP = 4, SOFT = 8, SMOOTHING = 16, CLASS_WEIGHT = 32, WIDE = 64, STRIDED = 128,
+  GIVEN = 256
+};
 enum { WHOLE, FIRST, LAST, CLUSTER };  // of a row in pieces: the launch that gathers, that finishes; both in one
 constexpr int RECORD = 12;    // float64 of workspace for a piece
 
@@ -109,6 +115,9 @@ HERE void store_vector(void* at, uint4 raw) {
                :
                : "l"(at), "r"(raw.x), "r"(raw.y), "r"(raw.z), "r"(raw.w)
                : "memory");
+}
+HERE void store_half_vector(void* at, unsigned low, unsigned high) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" : : "l"(at), "r"(low), "r"(high) : "memory");
 }
 // The blocks of a cluster: all wait for all; and a number at the same place in the shared memory of another
 HERE void cluster_barrier() {
@@ -227,9 +236,12 @@ struct Choice<false, Yes, No> {
   using type = No;
 };
 
-template <int OPERATION_, class E_, int LANES_, int THREADS_, int VECTORS_, int HELD_, int PART_, int FLAGS_>
+template <int OPERATION_, class E_, class ANSWER_, int LANES_, int THREADS_, int VECTORS_, int HELD_, int PART_,
+          int FLAGS_>
 struct Config {
   using E = E_;
+  using Answer = ANSWER_;  // y's numbers. Where they have more bits than x's, the arithmetic is as exact as they need
+  using Finer = typename Choice<(sizeof(Answer) > sizeof(E)), Answer, E>::type;
   using A = typename Choice<sizeof(E) == 8 || (FLAGS_ & WIDE) != 0, double, float>::type;  // the arithmetic's numbers
 
   static constexpr int OPERATION = OPERATION_, THREADS = THREADS_, PART = PART_, FLAGS = FLAGS_, VECTORS = VECTORS_;
@@ -249,10 +261,10 @@ struct Config {
   static constexpr bool ANSWERS = OPERATION < LOGSUMEXP || GRADIENT;  // is there an answer for each number?
   static constexpr bool TEMPERED = (FLAGS & TEMPERATURE) != 0, MASKED = (FLAGS & MASK) != 0;
   static constexpr bool PARTS = MASKED || CAP || SMOOTH;  // is it asked of each number whether it takes part?
-  static constexpr bool EXACT = sizeof(E) == sizeof(A);  // then a quotient's rounding is made good
+  static constexpr bool EXACT = sizeof(Finer) == sizeof(A);  // then a quotient's rounding is made good
 
   // at most 64 registers a thread keep 1024 threads on a multiprocessor; what needs more has half of them
-  static constexpr bool HEAVY = sizeof(A) == 8 || FLAGS != 0 || (LOOPS_ARE_HEAVY && !HELD);
+  static constexpr bool HEAVY = sizeof(A) == 8 || FLAGS != 0 || OPERATION >= TOTAL || (LOOPS_ARE_HEAVY && !HELD);
   static constexpr int BLOCKS = (HEAVY ? 512 : 1024) / THREADS > 0 ? (HEAVY ? 512 : 1024) / THREADS : 1;
 
   // sums over a row. REST: exp(d) of all but the maxima; TOPS: how many of these; FIT: Σ q d, of labels, of smoothing
@@ -423,12 +435,19 @@ HERE uint4 edge(const E* first, Long step, int low, int high, E pad) {
   for (int i = 0; i < WIDTH; ++i) e[i] = i >= low && i < high ? first[i * step] : pad;
   return vector_of(e);
 }
-template <class E>
-HERE void edge_store(E* first, Long step, int low, int high, uint4 raw) {
-  constexpr int WIDTH = 16 / sizeof(E);
+// WIDTH answers, which are one vector of x's: all of them side by side, or some of them one by one
+template <int WIDTH, class E, class A>
+HERE void store_all(E* at, const A* x) {
+  if constexpr (WIDTH * sizeof(E) < 16) store_half_vector(at, pair(E(), x[0], x[1]), pair(E(), x[2], x[3]));
+  else
+#pragma unroll
+    for (int i = 0; i < WIDTH; i += 16 / sizeof(E)) store_vector(at + i, pack<E>(x + i));
+}
+template <int WIDTH, class E, class A>
+HERE void store_some(E* at, Long step, int low, int high, const A* x) {
 #pragma unroll
   for (int i = 0; i < WIDTH; ++i)
-    if (i >= low && i < high) first[i * step] = element<E>(raw, i);
+    if (i >= low && i < high) at[i * step] = narrow(E(), x[i]);
 }
 
 HERE Long offset_of(const View& view, Long row, Long inner) {
@@ -446,6 +465,7 @@ HERE double number_of(const Number& number, Long row) {
   return number.address ? reinterpret_cast<const double*>(number.address)[row * number.step] : number.value;
 }
 
+HERE double got(const Rows& rows, Long row) { return reinterpret_cast<const double*>(rows.address)[row * rows.step]; }
 HERE void put(const Rows& rows, Long row, double value) {
   reinterpret_cast<double*>(rows.address)[row * rows.step] = value;
 }
@@ -464,6 +484,25 @@ HERE Long label_of(const Call& call, Long row) {
   }
   Long label = reinterpret_cast<const Long*>(call.label.address)[at];
   return call.label_kind == -8 && label < 0 ? NO_LABEL : label;  // unsigned, it is 2^63 or more
+}
+
+HERE double class_weight(const Call& call, Long k) { return reinterpret_cast<const double*>(call.class_weight)[k]; }
+
+// What a row's label says. A bad one gives NaN, and is 0 from here on, as that of a row which is ignored
+struct Label {
+  Long at;
+  bool bad, dropped;
+  double weight;
+};
+
+template <bool WEIGHTS>
+HERE Label judged(const Call& call, Long row, double sample) {
+  Long label = label_of(call, row);
+  bool ignored = call.ignore && label == call.ignore_index;
+  bool bad = !ignored && (label < 0 || label >= call.n);
+  label = ignored || bad ? 0 : label;
+  double weight = bad ? 0 : WEIGHTS ? class_weight(call, label) : 1;
+  return {label, bad, ignored || (weight == 0 && !bad) || sample == 0, weight};
 }
 
 // 0 · anything is 0
@@ -498,6 +537,8 @@ template <class C>
 struct Work {
   using E = typename C::E;
   using A = typename C::A;
+  using Answer = typename C::Answer;
+  using Finer = typename C::Finer;
   using Total = typename C::Total;
 
   const Call& call;
@@ -506,7 +547,8 @@ struct Work {
   bool there;   // is there such a row?
   bool leads;   // does this thread speak for its row?
   Long row, piece, begin, end, origin;  // the group's part of the row; where its first tile begins, at or before `begin`
-  Line<E> x, v, y;
+  Line<E> x, v;
+  Line<Answer> y;
   Line<const unsigned char> mask;
   Temper<C> temper;
 
@@ -538,7 +580,7 @@ struct Work {
     end = there ? end : begin;
 
     x = line_of<E>(call.x, row, call.inner);
-    if constexpr (C::ANSWERS) y = line_of<E>(call.y, row, call.inner);
+    if constexpr (C::ANSWERS) y = line_of<Answer>(call.y, row, call.inner);
     if constexpr (C::SECOND) v = line_of<E>(call.v, row, call.inner);
     if constexpr (C::MASKED) mask = line_of<const unsigned char>(call.mask, row, call.inner);
     origin = begin - (C::STRIDES ? 0 : Long(reinterpret_cast<Address>(x.start + begin) % 16 / sizeof(E)));
@@ -548,21 +590,13 @@ struct Work {
       if constexpr (C::SMOOTH) share = A(1 - call.smoothing);
     }
     if constexpr (C::HARD) {
-      label = label_of(call, row);
-      bool ignored = call.ignore && label == call.ignore_index;
-      bad = !ignored && (label < 0 || label >= call.n);
-      label = ignored || bad ? 0 : label;
-      label_weight = bad ? A(0) : weight_of(label);
-      dropped = ignored || (label_weight == 0 && !bad) || sample == 0;
+      const Label found = judged<C::WEIGHTS>(call, row, sample);
+      label = found.at, bad = found.bad, dropped = found.dropped, label_weight = A(found.weight);
     }
   }
 
-  HERE A weight_of(Long k) const {
-    return C::WEIGHTS ? A(reinterpret_cast<const double*>(call.class_weight)[k]) : A(1);
-  }
-
   HERE A weight_in(Long start, int j) const {
-    return reach(start).has(offset(j)) ? weight_of(start + offset(j)) : A(0);
+    return reach(start).has(offset(j)) ? A(class_weight(call, start + offset(j))) : A(0);
   }
 
   HERE A capped(A score) const {
@@ -589,8 +623,10 @@ struct Work {
   }
 
   // May vectors be used? Where they begin for x they may not begin for another array.
-  HERE bool by_vectors(const Line<E>& from) const {
-    return from.step == 1 && reinterpret_cast<Address>(from.start + origin) % 16 == 0;
+  template <class T>
+  HERE bool by_vectors(const Line<T>& from) const {
+    const int bytes = C::WIDTH * sizeof(T) < 16 ? 8 : 16;
+    return from.step == 1 && reinterpret_cast<Address>(from.start + origin) % bytes == 0;
   }
 
   // A tile's numbers of a line: all loads are under way before the first is used. Past the ends they are `pad`.
@@ -625,19 +661,19 @@ struct Work {
 
   HERE void store(Long start, const A (&out)[C::N]) const {
     const Reach r = reach(start);
-    E* first = y.start + start * y.step;
+    Answer* first = y.start + start * y.step;
     if constexpr (C::STRIDES) {
 #pragma unroll
       for (int j = 0; j < C::N; ++j)
-        if (r.has(offset(j))) first[offset(j) * y.step] = narrow(E(), out[j]);
+        if (r.has(offset(j))) first[offset(j) * y.step] = narrow(Answer(), out[j]);
     } else {
       const bool vectors = by_vectors(y);
 #pragma unroll
       for (int i = 0; i < C::VECTORS; ++i) {
         const int at = offset(i * C::WIDTH);
-        const uint4 raw = pack<E>(out + i * C::WIDTH);
-        if (vectors && r.has(at) && r.has(at + C::WIDTH - 1)) store_vector(first + at, raw);
-        else edge_store(first + at * y.step, y.step, r.low - at, r.high - at, raw);
+        const A* these = out + i * C::WIDTH;
+        if (vectors && r.has(at) && r.has(at + C::WIDTH - 1)) store_all<C::WIDTH>(first + at, these);
+        else store_some<C::WIDTH>(first + at * y.step, y.step, r.low - at, r.high - at, these);
       }
     }
   }
@@ -685,7 +721,7 @@ struct Work {
     for (int j = 0; j < C::N; ++j) {
       const bool top = tile.x[j] == summit;
       Distance<A> apart = temper.from(centre, tile.x[j], top);
-      A e = exponential<E>(apart.d, apart.error);
+      A e = exponential<Finer>(apart.d, apart.error);
       sums[C::REST] += top ? A(0) : e;
       sums[C::TOPS] += top ? A(1) : A(0);
       if constexpr (!C::HELD && (C::SECOND || C::SMOOTH)) apart = temper.from(m, tile.x[j], top);
@@ -717,7 +753,7 @@ struct Work {
     if (m > state.m) {
       Distance<A> old = temper.distance(state.m, state.centre), apart = temper.distance(state.m, m);
       Total d = Total(apart.d) + apart.error;
-      s[C::REST] += s[C::TOPS] > 0 ? s[C::TOPS] * exponential<E>(old.d, old.error) : Total(0);
+      s[C::REST] += s[C::TOPS] > 0 ? s[C::TOPS] * exponential<Finer>(old.d, old.error) : Total(0);
       s[C::TOPS] = 0;
       if constexpr (C::SECOND) {
         s[C::V_REST] += s[C::V_TOPS];
@@ -734,7 +770,7 @@ struct Work {
     bool far = centred || state.centre == A(-INF) || !(temper.distance(m, state.centre).d < A(4));
     if (state.centre < m && far) {
       Distance<A> apart = temper.distance(state.centre, m);
-      s[C::REST] *= exponential<E>(apart.d, apart.error);
+      s[C::REST] *= exponential<Finer>(apart.d, apart.error);
       state.centre = m;
     }
   }
@@ -792,7 +828,7 @@ struct Work {
 #pragma unroll
     for (int j = 0; j < C::N; ++j) {
       Distance<A> apart = temper.from(centre, tile.x[j], tile.x[j] == summit);
-      tile.x[j] = C::OPERATION == LOG_SOFTMAX ? apart.d + apart.error : exponential<E>(apart.d, apart.error);
+      tile.x[j] = C::OPERATION == LOG_SOFTMAX ? apart.d + apart.error : exponential<Finer>(apart.d, apart.error);
     }
   }
 
@@ -943,7 +979,7 @@ struct Work {
       answer(tile, start);
       store(start, tile.x);
     }
-    if (again) y[label] = narrow(E(), slope);
+    if (again) y[label] = narrow(Answer(), slope);
   }
 
   HERE void go() {
@@ -960,7 +996,7 @@ struct Work {
       settle(state);
       if constexpr (C::OPERATION == LOGSUMEXP)
         if (leads)
-          reinterpret_cast<E*>(call.y.address)[offset_of(call.y, row, call.inner)] = narrow(E(), A(m + log));
+          reinterpret_cast<Answer*>(call.y.address)[offset_of(call.y, row, call.inner)] = narrow(Answer(), A(m + log));
       if constexpr (C::OPERATION == STATE)
         if (leads) put(call.m, row, m), put(call.r, row, r);
       if constexpr (C::OPERATION == SOFTMAX_PULLBACK) find_product(tile);
@@ -970,11 +1006,72 @@ struct Work {
   }
 };
 
+// ---- sums over all rows, of what the losses left --------------------------------------------------------------------
+
+// y: Σ loss / divisor, and m: factor / divisor, what each row's gradient has of a mean's cotangent. The divisor is given, or
+// it is Σ weight, which integer labels say before there are losses. The mean of nothing is 0.
+template <class C>
+struct Sums {
+  const Call& call;
+  typename C::Shared& shared;
+
+  struct Record {
+    double loss, weight;
+  };
+
+  HERE Record* records() const { return reinterpret_cast<Record*>(call.workspace); }
+
+  HERE Record of_row(Long row) const {
+    Record one = {0, 0};
+    if constexpr (C::OPERATION == TOTAL) one.loss = got(call.loss, row);
+    if constexpr (!(C::FLAGS & GIVEN)) {
+      if constexpr (C::OPERATION == TOTAL || (C::FLAGS & SOFT)) {
+        one.weight = got(call.weight, row);
+      } else {
+        const double sample = number_of(call.sample_weight, row);
+        const Label label = judged<(C::FLAGS & CLASS_WEIGHT) != 0>(call, row, sample);
+        one.weight = label.dropped ? 0 : sample * double(typename C::A(label.weight));
+      }
+    }
+    return one;
+  }
+
+  HERE void go() {
+    const Long begin = C::PART == FIRST ? blockIdx.x * call.piece : 0;
+    Long end = C::PART == FIRST ? begin + call.piece : C::PART == LAST ? call.pieces : call.rows;
+    if (C::PART == FIRST && end > call.rows) end = call.rows;
+    double sums[2] = {0, 0};
+#pragma unroll 4
+    for (Long k = begin + threadIdx.x; k < end; k += C::THREADS) {
+      const Record one = C::PART == LAST ? records()[k] : of_row(k);
+      sums[0] += one.loss, sums[1] += one.weight;
+    }
+    Group<C>{shared, 1, 0}.template all<Add>(sums, 0.0);
+    if (threadIdx.x != 0) return;
+    if constexpr (C::PART == FIRST) {
+      records()[blockIdx.x] = {sums[0], sums[1]};
+    } else {
+      const double divisor = C::FLAGS & GIVEN ? number_of(call.divisor, 0) : sums[1];
+      const bool nothing = divisor == 0 && sums[0] == 0;
+      if constexpr (C::OPERATION == TOTAL)
+        *reinterpret_cast<typename C::Answer*>(call.y.address) =
+            narrow(typename C::Answer(), typename C::A(nothing ? 0 : sums[0] / divisor));
+      else put(call.m, 0, nothing ? 0 : number_of(call.factor, 0) / divisor);
+    }
+  }
+};
+
+template <class C>
+HERE void run(const Call& call, typename C::Shared& shared) {
+  if constexpr (C::OPERATION >= TOTAL) Sums<C>{call, shared}.go();
+  else Work<C>(call, shared).go();
+}
+
 // ---- the instance that the -D macros describe -----------------------------------------------------------------------
 
 #ifdef SOFTROW_OPERATION
-using Instance = Config<SOFTROW_OPERATION, SOFTROW_ELEMENT, SOFTROW_LANES, SOFTROW_THREADS, SOFTROW_VECTORS,
-                        SOFTROW_HELD, SOFTROW_PART, SOFTROW_FLAGS>;
+using Instance = Config<SOFTROW_OPERATION, SOFTROW_ELEMENT, SOFTROW_ANSWER, SOFTROW_LANES, SOFTROW_THREADS,
+                        SOFTROW_VECTORS, SOFTROW_HELD, SOFTROW_PART, SOFTROW_FLAGS>;
 
 #ifdef SOFTROW_CLUSTER  // blocks in a cluster
 #define OF_CLUSTER __cluster_dims__(SOFTROW_CLUSTER, 1, 1)
@@ -984,6 +1081,6 @@ using Instance = Config<SOFTROW_OPERATION, SOFTROW_ELEMENT, SOFTROW_LANES, SOFTR
 
 extern "C" __global__ void OF_CLUSTER __launch_bounds__(SOFTROW_THREADS, Instance::BLOCKS) softrow(const Call call) {
   __shared__ Instance::Shared shared;
-  Work<Instance>(call, shared).go();
+  run<Instance>(call, shared);
 }
 #endif
