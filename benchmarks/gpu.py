@@ -202,18 +202,26 @@ def small(clock: Any, calls: int) -> list[dict[str, Any]]:
 
 
 def linear(clock: Any, rows: int, width: int, n: int) -> dict[str, Any]:
-    """Linear cross-entropy, forward and backward."""
+    """Linear cross-entropy, forward and backward; and its three products alone, which nobody can do without."""
     hidden = torch.randn(rows, width, device=clock.device, dtype=torch.bfloat16, requires_grad=True)
     kernel = (torch.randn(n, width, device=clock.device) / width**0.5).to(torch.bfloat16).requires_grad_()
     labels = torch.randint(n, (rows,), device=clock.device)
 
-    def ours() -> Any:
-        return torch.autograd.grad(softxp.linear_cross_entropy(hidden, kernel, labels), (hidden, kernel))
+    def ours(chunk_size: int | None = None) -> Any:
+        loss = softxp.linear_cross_entropy(hidden, kernel, labels, chunk_size=chunk_size)
+        return torch.autograd.grad(loss, (hidden, kernel))
 
     def theirs() -> Any:
         return torch.autograd.grad(torch.nn.functional.cross_entropy(hidden @ kernel.T, labels), (hidden, kernel))
 
-    took = duel(clock, [{"softxp": ours, "torch": theirs}], 5)
+    def products() -> Any:
+        with torch.no_grad():
+            z = hidden @ kernel.T
+            return z @ kernel, z.T @ hidden
+
+    calls: dict[str, Callable[[], Any]] = {"softxp": ours, "torch": theirs, "products": products}
+    calls.update({f"softxp, {k} rows": lambda k=k: ours(k) for k in (rows // 8, rows // 2)})
+    took = duel(clock, [calls], 5)
     return {
         "function": "linear_cross_entropy",
         "dtype": "bfloat16",

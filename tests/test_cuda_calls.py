@@ -647,6 +647,78 @@ def test_torch_linear_cross_entropy_takes_the_sweep(gpu, torch):
     torch.testing.assert_close(grads, torch.autograd.grad(own, (hidden, kernel)), rtol=1e-4, atol=1e-6)
 
 
+@pytest.fixture
+def mixed(torch):
+    """Products of bfloat16 with sums in 32 bits, which torch has for CUDA alone."""
+    seen = []
+
+    def mm(a, b, dtype):
+        assert a.dtype is b.dtype is torch.bfloat16 and dtype is torch.float32
+        seen.append("mm")
+        return a.float() @ b.float()
+
+    def addmm(c, a, b, dtype, *, beta=1, alpha=1, out):
+        assert out is c or out.data_ptr() == c.data_ptr()
+        seen.append("addmm")
+        return out.add_(mm(a, b, dtype))
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("mm.dtype", mm, "CPU")
+    library.impl("addmm.dtype_out", addmm, "CPU")
+    yield seen
+    library._destroy()
+
+
+def linear(torch, dtype):
+    generator = torch.Generator().manual_seed(0)
+    hidden, kernel, bias = (
+        torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
+        for shape in ((300, 48), (1000, 48), (1000,))
+    )
+    return hidden, kernel, bias, torch.randint(1000, (300,), generator=generator)
+
+
+def test_torch_multiplies_bfloat16_as_it_is(gpu, torch, mixed):
+    hidden, kernel, bias, labels = linear(torch, torch.bfloat16)
+    wide = [t.detach().double().requires_grad_() for t in (hidden, kernel, bias)]
+    own = torch.nn.functional.cross_entropy(wide[0] @ wide[1].T + wide[2], labels)
+    want = torch.autograd.grad(own, wide)
+    loss = softxp.linear_cross_entropy(hidden, kernel, labels, bias=bias, chunk_size=128)
+    assert set(mixed) == {"mm", "addmm"}
+    last = gpu.driver.launches[-2]
+    assert (last.operation, last.element, last.answer) == ("loss_and_gradient", "float", "Bfloat")
+    torch.testing.assert_close(loss, own.bfloat16())
+    got = torch.autograd.grad(loss, (hidden, kernel, bias))
+    for mine, true in zip(got, want, strict=True):
+        # a slope of a logit is rounded to 2^-9 of itself, and a sum of them once more
+        assert float((mine.double() - true).abs().max()) < 2**-8 * float(true.abs().max())
+
+
+def test_torch_multiplies_in_32_bits_where_it_must(gpu, torch, mixed):
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        hidden, kernel, _, labels = linear(torch, dtype)
+        softxp.linear_cross_entropy(hidden, kernel, labels).backward()
+    hidden, kernel, _, labels = linear(torch, torch.bfloat16)
+    loss = softxp.linear_cross_entropy(hidden, kernel, labels)
+    mixed.clear()
+    torch.autograd.grad(loss, hidden, create_graph=True)  # which an autograd follows
+    assert not mixed
+    hidden, kernel, _, labels = linear(torch, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        softxp.linear_cross_entropy(hidden, kernel, labels).backward()
+    assert mixed
+
+
+def test_tiles_on_a_gpu_have_many_rows(gpu):
+    hidden, kernel = gpu.cupy.asarray(normal(2500, 4)), gpu.cupy.asarray(normal(9000, 4, seed=1))
+    softxp.value_and_grad(softxp.linear_cross_entropy)(hidden, kernel, gpu.cupy.asarray(np.arange(2500)))
+    assert [each.call.rows for each in gpu.driver.launches if each.operation == "loss_and_gradient"] == [
+        1024,
+        1024,
+        452,
+    ]
+
+
 def test_torch_without_an_autograd(gpu, torch):
     x, labels = torch.randn(4, 7, dtype=torch.float64), torch.tensor([1, 2, -100, 6])
     loss, g = softxp.value_and_grad(softxp.cross_entropy)(x, labels)

@@ -364,6 +364,5 @@ COMPOSITIONS: dict[str, Composition] = {
         Composition("balance_loss", _balance_loss, {"weighted": _routed(2, sample_weight=True)}, lean=True),
         Composition("attention", _attention, ATTENTION, lean=True),
         Composition("router_z_loss", _router_z_loss, {"weighted": _routed(sample_weight=True)}, lean=True),
-        Composition("attention", _attention, ATTENTION, lean=True),
     )
 }

@@ -38,7 +38,8 @@ BESIDE = ("labels", "classes", "where", "class_weight")
 def matrices(xp, hidden, kernel, labels, *, bias, classes, where, temperature, class_weight, sample_weight):
     (n, h), lead = kernel.shape, hidden.shape[:-1]
     count = prod(lead) if all(args.known(k) for k in lead) else -1
-    product = xp.float64 if xp.float64 in (hidden.dtype, kernel.dtype) else xp.float32
+    wide = xp.float64 if xp.float64 in (hidden.dtype, kernel.dtype) else xp.float32
+    factor = xp.factors(hidden, kernel) or wide
 
     def rows(a):
         if not is_array(a):
@@ -54,9 +55,9 @@ def matrices(xp, hidden, kernel, labels, *, bias, classes, where, temperature, c
         return xp.reshape(classes() if callable(classes) else classes, (1, n))
 
     return Given(
-        hidden=F.cast(xp, xp.reshape(hidden, (count, h)), product),
-        kernel=F.cast(xp, kernel, product),
-        bias=None if bias is None else F.cast(xp, xp.reshape(bias, (n, 1)), product),
+        hidden=F.cast(xp, xp.reshape(hidden, (count, h)), factor),
+        kernel=F.cast(xp, kernel, factor),
+        bias=None if bias is None else F.cast(xp, xp.reshape(bias, (n, 1)), wide),
         labels=xp.reshape(labels, (count, n)) if classes is None else rows(labels),
         classes=None if classes is None else ids if callable(classes) else ids(),
         where=beside(where),
@@ -100,16 +101,22 @@ def over_vocabulary(xp, g, size, step, carry):
 
 
 def logits(xp, g):
-    z = xp.matmul(g.hidden, xp.permute_dims(g.kernel, (1, 0)))
+    z = xp.product(g.hidden, xp.permute_dims(g.kernel, (1, 0)))
     return z if g.bias is None else z + xp.permute_dims(g.bias, (1, 0))
 
 
-def tile_size(chunk_size, g):
+def sums_like(xp, a):
+    """Zeros to which products like the matrix a are added."""
+    return xp.zeros_like(a, dtype=xp.float64 if a.dtype == xp.float64 else xp.float32)
+
+
+def tile_size(xp, chunk_size, g):
     """Rows and classes of a tile. Tile and gradient fill the budget, or as much as a quarter of the kernel."""
     rows, (n, h), itemsize = g.hidden.shape[0], g.kernel.shape, 8 if "64" in str(g.kernel.dtype) else 4
     if chunk_size is None:
         fit = max(BUDGET, n * h * itemsize // 4) // (2 * itemsize)  # numbers
-        chunk_size = (fit // max(1, n), n) if fit >= FEW * n else (MANY, fit // MANY)
+        whole = max(fit // max(1, n), xp.least_rows(g.kernel))
+        chunk_size = (whole, n) if whole >= FEW else (MANY, fit // MANY)
     elif isinstance(chunk_size, int):
         chunk_size = (chunk_size, n)
     rows = rows if args.known(rows) else chunk_size[0]
@@ -251,7 +258,7 @@ def begin(
 ):  # fmt: skip
     """`state`: the whole vocabulary's, where the kernel is a shard of it."""
     g = matrices(xp, hidden, kernel, labels, **options)
-    size = tile_size(chunk_size, g)
+    size = tile_size(xp, chunk_size, g)
     how = dict(
         label_smoothing=label_smoothing, z_loss=z_loss, ignore_index=ignore_index, softcap=softcap, compute=compute
     )
@@ -271,7 +278,7 @@ def begin(
 
 def shard_state(xp, *, chunk_size, label_smoothing, softcap, compute, **values):
     g = of_values(xp, values)
-    return fold(xp, g, tile_size(chunk_size, g), softcap=softcap, label_smoothing=label_smoothing, compute=compute)
+    return fold(xp, g, tile_size(xp, chunk_size, g), softcap=softcap, label_smoothing=label_smoothing, compute=compute)
 
 
 def of_values(xp, values):
@@ -332,7 +339,7 @@ def summed(call, xp, c, f, wanted):
     of_tile = (*of_tile, "temperature") if "temperature" in wanted else of_tile
     zero = F.total(xp, xp.zeros_like(f), (0, 1))
     kept = "kernel" in wanted, "bias" in wanted
-    start = tuple(xp.zeros_like(a) if k else None for a, k in zip((g.kernel, g.bias), kept, strict=True))
+    start = tuple(sums_like(xp, a) if k else None for a, k in zip((g.kernel, g.bias), kept, strict=True))
 
     def parts(carry, tile, f, out):
         """What a tile's gradient adds to the kernel's and bias's, and the rows' own."""
@@ -344,15 +351,16 @@ def summed(call, xp, c, f, wanted):
             )  # dropped rows may hold anything: 0 · inf = nan
             by_kernel = xp.add_product(by_kernel, gz, h)
         if kept[1]:
-            by_bias = by_bias + xp.permute_dims(F.total(xp, gz, (0,)), (1, 0))
-        rows = (xp.matmul(gz, tile.kernel),) if "hidden" in wanted else ()
+            by_bias = by_bias + xp.permute_dims(F.total(xp, F.cast(xp, gz, by_bias.dtype), (0,)), (1, 0))
+        rows = (xp.product(gz, tile.kernel),) if "hidden" in wanted else ()
         return (by_kernel, by_bias), (*rows, out["temperature"]) if "temperature" in out else rows
 
     if c.state is None:
 
         def whole(carry, tile, f):
             z = logits(xp, tile)
-            value, out = cross_entropy_swept(call, xp, of_tile, as_cross_entropy(tile, z, "sum", f, c.how))
+            how = as_cross_entropy(tile, z, "sum", f, c.how)
+            value, out = cross_entropy_swept(call, xp, of_tile, how, tile.kernel.dtype)
             sums, rows = parts(carry[1:], tile, f, out)
             return (carry[0] + F.keep(xp, F.cast(xp, value, f.dtype), (0, 1)), *sums), rows
 
@@ -364,7 +372,7 @@ def summed(call, xp, c, f, wanted):
         how = {k: v for k, v in c.how.items() if k != "ignore_index"}
 
         def block(sums, part):
-            zeros = tuple(xp.zeros_like(a) if k else None for a, k in zip((part.kernel, part.bias), kept, strict=True))
+            zeros = tuple(sums_like(xp, a) if k else None for a, k in zip((part.kernel, part.bias), kept, strict=True))
 
             def piece(carry, tile, f, bad, *state):
                 return parts(carry, tile, f, tile_gradient(xp, tile, State(*state), f, bad, of_tile, **how))
@@ -372,7 +380,7 @@ def summed(call, xp, c, f, wanted):
             of_block, rows = over_rows(xp, part, c.size[0], piece, zeros, f, bad, *c.state)
             return tuple(a + b for a, b in zip(sums, rows, strict=True)), tuple(a for a in of_block if a is not None)
 
-        empty = (xp.zeros_like(g.hidden),) if "hidden" in wanted else ()
+        empty = (sums_like(xp, g.hidden),) if "hidden" in wanted else ()
         empty = (*empty, xp.zeros_like(f)) if "temperature" in wanted else empty
         rows, blocks = over_vocabulary(xp, g, c.size[1], block, empty)
         blocks = list(blocks)
@@ -386,9 +394,10 @@ def summed(call, xp, c, f, wanted):
     return value, out
 
 
-def cross_entropy_swept(call, xp, wanted, values):
-    """The value, one number, and its gradient."""
-    both = xp.swept("cross_entropy", **values) if wanted == ("x",) else NotImplemented
+def cross_entropy_swept(call, xp, wanted, values, gradient):
+    """The value, one number, and its gradient, which may come in the dtype `gradient` at once."""
+    how = values if gradient == values["x"].dtype else dict(values, gradient=gradient)
+    both = xp.swept("cross_entropy", **how) if wanted == ("x",) else NotImplemented
     if both is not NotImplemented:
         return both[0], {"x": both[1]}
     y = call("cross_entropy", **values)
@@ -477,9 +486,9 @@ def jvp_of_rows(call, xp, tangents, *, dtype, **values):
         z = logits(xp, tile)
         dz = xp.zeros_like(z) if db is None else xp.zeros_like(z) + xp.permute_dims(db, (1, 0))
         if dh is not None:
-            dz = dz + xp.matmul(dh, xp.permute_dims(tile.kernel, (1, 0)))
+            dz = dz + xp.product(dh, xp.permute_dims(tile.kernel, (1, 0)))
         if dw is not None:
-            dz = dz + xp.matmul(tile.hidden, xp.permute_dims(dw, (1, 0)))
+            dz = dz + xp.product(tile.hidden, xp.permute_dims(dw, (1, 0)))
         how = as_cross_entropy(tile, z, "none", None, c.how)
         moved = {"x": dz} if dt is None else {"x": dz, "temperature": dt}
         return none, (F.keep(xp, F.cross_entropy_jvp(call, xp, call("cross_entropy", **how), moved, **how), (1,)),)

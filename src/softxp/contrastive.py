@@ -55,8 +55,8 @@ def of_pairs(xp, wanted, a, b, *, labels, classes, temperature, bias, chunk_size
     g = P.matrices(
         xp, a, b, labels, bias=None, classes=classes, where=None, temperature=1.0, class_weight=None, sample_weight=None
     )
-    n, size = max(1, a.shape[0]), P.tile_size(chunk_size, g)[0]
-    by_b = xp.zeros_like(g.kernel) if "b" in wanted else None
+    n, size = max(1, a.shape[0]), P.tile_size(xp, chunk_size, g)[0]
+    by_b = P.sums_like(xp, g.kernel) if "b" in wanted else None
 
     def of(carry, tile):
         total, by_t, by_shift, by_b = carry
@@ -74,7 +74,7 @@ def of_pairs(xp, wanted, a, b, *, labels, classes, temperature, bias, chunk_size
         gs = F.cast(xp, gs / t, tile.kernel.dtype)
         if by_b is not None:
             by_b = xp.add_product(by_b, gs, tile.hidden)
-        return (total, by_t, by_shift, by_b), (xp.matmul(gs, tile.kernel),) if "a" in wanted else ()
+        return (total, by_t, by_shift, by_b), (xp.product(gs, tile.kernel),) if "a" in wanted else ()
 
     (total, by_t, by_shift, by_b), rows = P.over_rows(xp, g, size, of, (zero, zero, zero, by_b))
     out = {"a": rows[0]} if rows else {}
@@ -166,8 +166,7 @@ def contrastive_loss(
     temperature : number above 0, or array of one, which may be learned. A logit scale s is temperature=1 / s.
     loss : "infonce", "clip" or "siglip".
     bias : number, or array of one, which may be learned; for siglip alone, there 0 by default (its paper starts at -10).
-    chunk_size : rows of a tile of similarities. By default a tile and its gradient take 32 MiB, or a quarter of the memory
-        of b where that is more.
+    chunk_size : rows of a tile of similarities. By default as in linear_cross_entropy of a as hidden and b as kernel.
     dtype : dtype of the answer. Default: that of a.
 
     Returns

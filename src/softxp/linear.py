@@ -77,7 +77,7 @@ def linear_cross_entropy(
     bias : array (vocabulary,) or None.
     chunk_size : rows of a tile of logits, or (rows, classes) to cut the vocabulary too. By default a tile of whole rows
         and its gradient take 32 MiB, or a quarter of the kernel's memory where that is more; where not even 32 rows
-        fit, the vocabulary is cut.
+        fit, the vocabulary is cut. On CUDA it has at least 1024 rows, or h / 2 where that is more.
     where, temperature, label_smoothing, class_weight, sample_weight, ignore_index, z_loss, softcap, reduction, normalizer :
         as in cross_entropy, beside logits of shape (..., vocabulary).
     dtype : dtype of the answer. Default: that of hidden.
@@ -93,8 +93,10 @@ def linear_cross_entropy(
     Notes
     -----
     Products in 32 bits (64 for 64), so 16-bit hidden and kernel are widened once; an entry of the gradient is rounded once
-    to its array's dtype. Memory beside the arguments and gradients: one tile and its gradient. The error is that of the
-    library's products, some ulp of the largest logit, and then cross_entropy's.
+    to its array's dtype. torch's bfloat16 on CUDA, where its kernels are on, is multiplied as it is, with sums in 32 bits:
+    the logits and the loss are as exact, and each logit's slope is rounded to bfloat16 before its products. Memory beside
+    the arguments and gradients: one tile and its gradient. The error is that of the library's products, some ulp of the
+    largest logit, and then cross_entropy's.
 
     Differentiable by hidden, kernel, bias and temperature. `value_and_grad(linear_cross_entropy, argnums=(0, 1))` and
     torch's backward make each tile once for value and gradients (twice where the vocabulary is cut); a derivative by

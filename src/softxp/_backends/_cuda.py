@@ -61,6 +61,13 @@ def all_plain(device: Device, *values: Any) -> bool:
     return all(v is None or isinstance(v, (int, float)) or device.plain(v) for v in values)
 
 
+def least_rows(kernel: Any) -> int:
+    """Of a tile of linear_cross_entropy. The kernel's gradient is a sum over tiles, which each of them reads and writes.
+    With half as many rows as a class has numbers, that costs no more than the tile itself.
+    """
+    return max(1024, kernel.shape[1] // 2)
+
+
 # --- one call ----------------------------------------------------------------------------------------------------------
 
 

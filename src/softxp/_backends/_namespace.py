@@ -57,9 +57,18 @@ def in_chunks(concat: Any) -> Callable[..., Any]:
     return over
 
 
-def add_product(matmul: Any) -> Callable[[Any, Any, Any], Any]:
-    """c + aᵀ b of matrices. A library that can puts it in place of c, which is nobody else's."""
-    return lambda c, a, b: c + matmul(a.T, b)
+def products(matmul: Any) -> dict[str, Callable[..., Any]]:
+    """How matrices are multiplied in tiles. `factors`: the dtype of fewer bits in which a and b may be multiplied, with sums
+    in 32 bits; None where they are multiplied in the dtype of the sums. `least_rows`: of a tile, where with fewer the sums,
+    read and written by each tile, would cost more than the products.
+    """
+    return {
+        "factors": lambda a, b: None,
+        "product": matmul,  # of two matrices of the dtype that `factors` said
+        # c + aᵀ b. A library that can puts it in place of c, which is nobody else's
+        "add_product": lambda c, a, b: c + matmul(a.T, b),
+        "least_rows": lambda kernel: 1,
+    }
 
 
 def descending(sort: Any, maximum: Any) -> Callable[[Any, Any], Any]:
@@ -100,7 +109,7 @@ def careful(xp: Any, **instead: Any) -> SimpleNamespace:
     names["sum"] = blocked(xp.sum, xp.reshape)
     names.update(largest(getattr(xp, "sort", None), getattr(xp, "argsort", None)))
     names["in_chunks"] = in_chunks(instead.get("concat", names.get("concat")))
-    names["add_product"] = add_product(names.get("matmul"))
+    names.update(products(names.get("matmul")))
     if "sort" in names:
         names["descending"] = descending(instead.get("sort", names["sort"]), names["maximum"])
     space = SimpleNamespace(**{**names, **instead})

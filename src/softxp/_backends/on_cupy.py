@@ -36,7 +36,7 @@ def _uniform(rng: Any, shape: tuple, dtype: Any, like: Any) -> Any:
     return numpy_uniform(_put, compat, rng, shape, dtype, like)
 
 
-XP = careful(compat, sum=compat.sum)
+XP = careful(compat, sum=compat.sum, least_rows=_cuda.least_rows)
 
 # --- arrays as the CUDA kernels see them --------------------------------------------------------------------------------
 # cupy's own RawModule would do without cuda.bindings. It would also be a second way to find NVRTC, to keep what was

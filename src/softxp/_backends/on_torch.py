@@ -32,7 +32,25 @@ def _expm1(x: Any) -> Any:
     return expm1(torch, x) if _compiling() else torch.expm1(x)
 
 
+_MIXED = hasattr(torch.ops.aten.mm, "dtype")  # torch 2.8
+
+
+def _factors(a: Any, b: Any) -> Any:
+    """On CUDA the tensor cores multiply bfloat16 with sums in 32 bits. float16 would lose the gradients of rare classes."""
+    if not _MIXED or _compiling() or _road(a) is not CUDA or _followed({"a": a, "b": b}):
+        return None
+    both, kind = a.dtype if a.dtype is b.dtype else None, a.device.type
+    narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else both
+    return narrow if narrow is torch.bfloat16 and torch.float64 not in (a.dtype, b.dtype) else None
+
+
+def _product(a: Any, b: Any) -> Any:
+    return torch.mm(a, b, out_dtype=torch.float32) if a.dtype is torch.bfloat16 else a @ b
+
+
 def _add_product(c: Any, a: Any, b: Any) -> Any:
+    if a.dtype is not c.dtype:
+        return torch.addmm(c, a.T, b, out_dtype=c.dtype, out=c)
     # (what an autograd follows, or a vmap, must not be written into)
     in_place = not (torch.is_grad_enabled() or _compiling() or _transformed())
     return c.addmm_(a.T, b) if in_place else c + a.T @ b
@@ -62,7 +80,10 @@ XP = careful(
     sum=compat.sum,
     concat=torch.cat,
     expm1=_expm1,
+    factors=_factors,
+    product=_product,
     add_product=_add_product,
+    least_rows=lambda kernel: _cuda.least_rows(kernel) if kernel.is_cuda else 1,
     # the wrapped ones look things up in a cache, which torch.compile does not follow
     sort=lambda x, axis: torch.sort(x, dim=axis).values,
     cumulative_sum=lambda x, axis: torch.cumsum(x, dim=axis),
