@@ -94,6 +94,7 @@ CASES = (
     ("log_softmax", "float16 float32", BOTH, 4096, 4096, (1, 0)),
     ("loss_and_gradient", "float32 bfloat16", 0, 4096, 131072, (1, 0)),
     ("loss_and_gradient", "float32 bfloat16", 0, 4096, 32768, (1, 0)),
+    ("loss_and_gradient", "bfloat16", 0, 4096, 262144, (1, 0)),
 )
 
 
@@ -112,7 +113,8 @@ def test_compiles_and_stays_in_registers(i, case):
         of_flags = int(given["-DSOFTROW_FLAGS"])
         heavy = of_flags or dtype == "float64" or (architecture == "sm_100" and given["-DSOFTROW_HELD"] == "0")
         assert registers <= (128 if heavy else 64 if launch.block in (32, 64, 128, 256, 512, 1024) else 80)
-        assert spilled <= (128 if heavy else 32), log  # some options spill a few, which stay in the first cache
+        # some options spill a few, and so does a whole multiprocessor's block; they stay in the first cache
+        assert spilled <= (128 if heavy else 64 if launch.block == 1024 else 32), log
         assert "ld.global.nc" not in ptx
         if not of_flags & P.STRIDED and given["-DSOFTROW_PART"] != "LAST":
             views = 2 if flags & P.SOFT or operation in P.PULLBACKS else 1
