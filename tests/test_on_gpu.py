@@ -75,6 +75,46 @@ def test_small_axes_and_views(axis):
         near(softxp.log_softmax(view, axis=axis), formula(lambda a: softxp.log_softmax(a, axis=axis), view), view.dtype)
 
 
+@pytest.mark.parametrize("n", [64, 1001, 40_000])
+def test_small_answers_of_other_bits(n):
+    for dtype, answer in (
+        (torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.float16),
+        (torch.float32, torch.bfloat16),
+    ):  # fmt: skip
+        x = randn(5, n, dtype=dtype)
+        for f in softxp.softmax, softxp.log_softmax:
+            near(f(x, dtype=answer), formula(f, x), answer)
+
+
+@pytest.mark.parametrize("rows", [3, 5000, 100_001])
+def test_small_means_over_many_rows(rows):
+    x, weights, sample = randn(rows, 33), randn(33, seed=1).abs(), randn(rows, seed=2).abs()
+    labels = torch.arange(rows, device=x.device) % 33
+    labels[::5] = -100
+    for how in ({}, dict(class_weight=weights, sample_weight=sample), dict(normalizer=7.0)):
+        wide = {k: v.double().cpu() if torch.is_tensor(v) else v for k, v in how.items()}
+        here, there = x.clone().requires_grad_(), x.double().cpu().requires_grad_()
+        y, want = softxp.cross_entropy(here, labels, **how), softxp.cross_entropy(there, labels.cpu(), **wide)
+        near(y, want, torch.float32)
+        y.backward()
+        want.backward()
+        near(here.grad * rows, there.grad * rows, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_linear_cross_entropy(dtype):
+    hidden, kernel = randn(3000, 256, dtype=dtype), randn(5000, 256, dtype=dtype, seed=1) / 16
+    labels = torch.arange(3000, device=hidden.device)
+    hidden, kernel = hidden.requires_grad_(), kernel.detach().requires_grad_()
+    wide = [t.detach().double().cpu().requires_grad_() for t in (hidden, kernel)]
+    y, want = softxp.linear_cross_entropy(hidden, kernel, labels), softxp.linear_cross_entropy(*wide, labels.cpu())
+    near(y, want, dtype)
+    by = 2**-7 if dtype is torch.bfloat16 else 1e-5
+    for got, true in zip(torch.autograd.grad(y, (hidden, kernel)), torch.autograd.grad(want, wide), strict=True):
+        assert got.dtype is dtype
+        assert float((got.double().cpu() - true).abs().max()) < by * float(true.abs().max())
+
+
 def test_small_corners_and_bad_labels():
     inf = float("inf")
     x = torch.tensor([[1.0, 2.0], [-inf, -inf], [inf, 0.0], [inf, inf], [float("nan"), 0.0]], device="cuda")
