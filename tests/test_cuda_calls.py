@@ -609,17 +609,22 @@ def test_torch_softmax_without_a_gradient(gpu, torch):
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         x = torch.randn(3, 5, 7).to(dtype)
         for _ in range(2):
-            got = on_torch._on_gpu(x, -1)
+            got = on_torch._on_gpu("softmax", x, -1)
             assert got.dtype is dtype
             torch.testing.assert_close(got, torch.softmax(x, -1), rtol=1e-2, atol=1e-3)
-    assert names(gpu) == ["softmax"] * 8
-    assert on_torch._on_gpu(x.mT, -1) is NotImplemented
-    assert on_torch._on_gpu(x, 1) is NotImplemented
-    assert on_torch._on_gpu(x[:0], -1) is NotImplemented
-    assert on_torch._on_gpu(x.as_subclass(type("Mine", (torch.Tensor,), {})), -1) is NotImplemented
+            torch.testing.assert_close(
+                on_torch._on_gpu("log_softmax", x, -1), torch.log_softmax(x, -1), rtol=2e-2, atol=1e-2
+            )
+            got = on_torch._on_gpu("logsumexp", x, -1)
+            torch.testing.assert_close(got, torch.logsumexp(x, -1), rtol=1e-2, atol=1e-2)
+    assert names(gpu) == ["softmax", "log_softmax", "logsumexp"] * 8
+    assert on_torch._on_gpu("softmax", x.mT, -1) is NotImplemented
+    assert on_torch._on_gpu("softmax", x, 1) is NotImplemented
+    assert on_torch._on_gpu("softmax", x[:0], -1) is NotImplemented
+    assert on_torch._on_gpu("softmax", x.as_subclass(type("Mine", (torch.Tensor,), {})), -1) is NotImplemented
     with FlopCounterMode(display=False):
-        assert on_torch._on_gpu(x, -1) is NotImplemented
-    on_torch._on_gpu(torch.nn.Parameter(x), -1)
+        assert on_torch._on_gpu("softmax", x, -1) is NotImplemented
+    on_torch._on_gpu("softmax", torch.nn.Parameter(x), -1)
     assert names(gpu) == ["softmax"]
 
 

@@ -37,7 +37,7 @@ class Device:
     together: Callable[[Any], Any]  # array -> itself, or a copy, in C order
     stream: Callable[[int], int]  # number of a GPU -> handle of its current stream
     guard: Callable[[Any], AbstractContextManager[Any]] = lambda x: _NOWHERE  # under which new arrays lie beside x
-    ready: dict[tuple, Any] = field(default_factory=dict)  # of `plain_softmax`
+    ready: dict[tuple, Any] = field(default_factory=dict)  # of `plain_rows`
 
 
 def on_gpu(serve: Callable[..., Any]) -> Callable[..., Any]:
@@ -358,21 +358,21 @@ def _sweep_cross_entropy(device: Device, x: Any, labels: Any, gradient: Any = No
     return loss.reduced(done[0]), done[1]
 
 
-# --- softmax of rows that lie one after the other: what a call costs is what it costs here -------------------------
+# --- rows that lie one after the other: what a small call costs is what it costs here ---------------------------------
 
 
 @on_gpu
-def plain_softmax(device: Device, x: Any) -> Any:
-    """Along the last axis of an array in C order that holds numbers."""
+def plain_rows(device: Device, operation: str, x: Any) -> Any:
+    """softmax, log_softmax or logsumexp along the last axis of an array in C order that holds numbers."""
     number, start = device.gpu(x), device.address(x)
-    key = number, x.dtype, x.shape, start % 16
+    key = operation, number, x.dtype, x.shape, start % 16
     ready = device.ready.get(key)
     if ready is None:
         ready = _make_ready(device, x, key)
     gpu, kernel, grid, block, call = ready
     if kernel is None:
         return NotImplemented
-    y = device.like(x, x.dtype)
+    y = device.empty(x.shape[:-1], x.dtype, x) if operation == "logsumexp" else device.like(x, x.dtype)
     call = P.Call.from_buffer_copy(call)
     pack_into("Q", call, P.Call.x.offset, start)
     pack_into("Q", call, P.Call.y.offset, device.address(y))
@@ -381,11 +381,12 @@ def plain_softmax(device: Device, x: Any) -> Any:
 
 
 def _make_ready(device: Device, x: Any, key: tuple) -> Any:
-    gpu, work = cuda.gpu(key[0]), Work.on(device, x, (len(x.shape) - 1,), x.dtype)
+    operation, number = key[:2]
+    gpu, work = cuda.gpu(number), Work.on(device, x, (len(x.shape) - 1,), x.dtype)
     ready: tuple[Any, ...] = gpu, None, 0, 0, b""
     if work is not None:
-        work.call.y = work.call.x
-        plan = P.plan_of("softmax", device.kinds[x.dtype], 0, work.call, gpu.multiprocessors, gpu.capability)
+        work.call.y = P.View(0, 1, 1, 0) if operation == "logsumexp" else work.call.x
+        plan = P.plan_of(operation, device.kinds[x.dtype], 0, work.call, gpu.multiprocessors, gpu.capability)
         if plan is not None and len(plan.launches) == 1:
             (one,) = plan.launches
             ready = gpu, gpu.kernel(one.options), one.grid, one.block, bytes(work.call)

@@ -401,7 +401,7 @@ def _short_softmax(x: Any, axis: int) -> Any:
     if _compiling() or x.__class__ not in _PLAIN:
         return NotImplemented
     if not x.is_cpu:
-        return _on_gpu(x, axis)
+        return _on_gpu("softmax", x, axis)
     shape, kind, size = x.shape, _KINDS.get(x.dtype), x.numel()
     if kind is None or not shape or not 0 < size <= _rows.SHORT or (axis != -1 and axis != len(shape) - 1):
         return NotImplemented
@@ -419,11 +419,17 @@ def _short_softmax(x: Any, axis: int) -> Any:
     return y
 
 
-def _on_gpu(x: Any, axis: int) -> Any:
+def _on_gpu(operation: str, x: Any, axis: Any) -> Any:
     """Rows that lie contiguous, on CUDA."""
-    if _road(x) is not CUDA or (axis != -1 and axis != x.ndim - 1) or not x.ndim or not x.numel():
+    if (
+        _road(x) is not CUDA
+        or axis.__class__ is not int
+        or (axis != -1 and axis != x.ndim - 1)
+        or not x.ndim
+        or not x.numel()
+    ):
         return NotImplemented
-    return _cuda.plain_softmax(DEVICE, x=x) if x.is_contiguous() else NotImplemented
+    return _cuda.plain_rows(DEVICE, operation, x=x) if x.is_contiguous() else NotImplemented
 
 
 _KINDS: Any = {}
@@ -447,6 +453,22 @@ def _softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any
         y = _short_softmax(x, axis)
         return y if y is not NotImplemented or (_rows and _rows.kernels()) else _plain_softmax(x, axis)
     return NotImplemented
+
+
+def _log_softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any:
+    """CUDA kernel, where they are on (plain rows, no gradient)"""
+    if x.is_cpu or _compiling() or where is not None or dtype is not None:
+        return NotImplemented
+    if temperature.__class__ is not float or temperature != 1.0 or _followed({"x": x}):
+        return NotImplemented
+    return _on_gpu("log_softmax", x, axis)
+
+
+def _logsumexp(x: Any, axis: Any, b: Any, where: Any, keepdims: bool, return_sign: bool, dtype: Any) -> Any:
+    """CUDA kernel, where they are on (plain rows, no gradient)"""
+    if x.is_cpu or _compiling() or b is not None or where is not None or keepdims or return_sign or dtype is not None:
+        return NotImplemented
+    return NotImplemented if _followed({"x": x}) else _on_gpu("logsumexp", x, axis)
 
 
 def _forward_softmax(
@@ -525,7 +547,7 @@ BACKEND = Backend(
     name="torch",
     xp=XP,
     lift=_lift,
-    kernels={"softmax": _softmax},
+    kernels={"softmax": _softmax, "log_softmax": _log_softmax, "logsumexp": _logsumexp},
     pullbacks={name: _pullback(name) for name in {**CPU.pullback, **CUDA.pullback}},
     sweeps={name: _sweep(name) for name in {**CPU.sweep, **CUDA.sweep}},
     state=_state,

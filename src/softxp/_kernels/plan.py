@@ -44,6 +44,7 @@ equal to x's modulo 16, in every row.
 """
 
 import ctypes
+from functools import lru_cache
 from typing import NamedTuple
 
 OPERATIONS = (
@@ -134,8 +135,6 @@ MOST_PIECES = 512  # of a row: each is looked at by each block that finishes the
 SUMMED = 8  # rows that a thread adds up where there are many: fewer would wait for one another's memory
 WORTH_CUTTING = 1 << 18  # bytes of a row from which two launches cost less than one multiprocessor's slowness
 
-_plans: dict[tuple, Plan | None] = {}
-
 
 def vectors_at_most(operation: str, dtype: str, flags: int) -> int:
     """How many 16-byte vectors of a row a thread holds: 32 numbers of 32 bits, or 16 of 64, of all arrays together."""
@@ -179,12 +178,7 @@ def plan(
     reads these off a Call.
     """
     what = (operation, dtype, answer or dtype, flags)
-    key = (*what, rows, n, multiprocessors, capability, aligned, along == 1, beside != 0)
-    if key not in _plans:
-        if len(_plans) > 4096:
-            _plans.clear()
-        _plans[key] = _make(*key)
-    return _plans[key]
+    return _make(*what, rows, n, multiprocessors, capability, aligned, along == 1, beside != 0)
 
 
 def plan_of(
@@ -209,6 +203,7 @@ def plan_of(
     return found
 
 
+@lru_cache(4096)
 def _make(
     operation: str, dtype: str, answer: str, flags: int, rows: int, n: int, multiprocessors: int, capability: int,
     aligned: bool, together: bool, columns: bool,
@@ -278,6 +273,7 @@ def _make(
     return Plan((instance(*what, lanes, threads, per_thread, held, blocks),), 0, 1, n)
 
 
+@lru_cache(4096)
 def _make_sums(operation: str, dtype: str, answer: str, flags: int, rows: int) -> Plan:
     """`piece` and `pieces` are of all rows here."""
     rows = 1 if operation == "share" and flags & GIVEN else rows  # nothing is added up
