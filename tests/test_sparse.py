@@ -24,6 +24,19 @@ def test_the_answer_solves_its_problem(alpha):
         assert (np.where(p > 0, -np.inf, X + 1 / s) <= tau + 1e-12).all()
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("near", [1e-9, 1e-4, 0.03, 1 / 16])
+def test_near_softmax(library, near):
+    """Compilers know that (1 + y) - 1 is y, so no line may count on what its rounding takes away."""
+    xp = pytest.importorskip("jax.numpy" if library == "jax" else library)
+    x = xp.asarray(X.astype(np.float32))
+    want = softxp.entmax(X.astype(np.float32).astype(float), alpha=1 + near)
+    for alpha in (1 + near, xp.asarray(np.full((5, 1), 1 + near, np.float32))):
+        if not isinstance(alpha, float):
+            want = softxp.entmax(X.astype(np.float32).astype(float), alpha=np.asarray(alpha, float))
+        np.testing.assert_allclose(np.asarray(softxp.entmax(x, alpha=alpha)), want, rtol=1e-5, atol=1e-6)
+
+
 def test_an_array_of_alphas_is_each_of_them():
     alphas = np.asarray([[1.0], [1.5], [1.1], [2.0], [3.0]])
     p = softxp.entmax(X, alpha=alphas)

@@ -91,7 +91,7 @@ MAPS = {
 
 
 def _alphas(x: Any, dtype: str) -> Options:
-    alphas = np.resize([1.0, 1.5, 1.25, 2.0, 1.0625, 3.0, 1.75, 1.5], (x.shape[0], 1))
+    alphas = np.resize([1.0, 1.5, 1.25, 2.0, 1.0078125, 3.0, 1.75, 1.5], (x.shape[0], 1))
     return {"alpha": alphas, "temperature": np.where(np.arange(x.shape[0])[:, None] % 3 == 1, 1.75, 1.0)}
 
 

@@ -84,17 +84,18 @@ def deformed_exp(xp, d, v, s):
         return xp.exp(d - v)
     near, zero = s < NEAR, xp.zeros_like(v)
     some = s if is_number(s) else xp.where(s == 0, zero + 1, s)
-    o: Any = None
-    short: Any = None
+    alive: Any = None
+    log: Any = None
     if not is_number(s) or near:
         y = (s if is_number(s) else xp.where(near, s, zero)) * (d - v)
-        o, short = 1 + y, y - ((1 + y) - 1)
+        alive = y > -1
+        log = xp.log1p(xp.where(alive, y, xp.zeros_like(y)))
     if not is_number(s) or not near:
         edge = s * d + xp.exp(s * xp.log(v if is_number(s) else xp.where(near, zero + 1, v)))
-        o, short = (edge, zero) if o is None else (xp.where(near, o, edge), xp.where(near, short, zero))
-    alive = o > 0
-    o = xp.where(alive, o, xp.ones_like(o))
-    e = xp.where(alive, xp.exp((xp.log(o) + short / o) / some), xp.zeros_like(o))
+        alive = edge > 0 if alive is None else xp.where(near, alive, edge > 0)
+        of_edge = xp.log(xp.where(edge > 0, edge, xp.ones_like(edge)))
+        log = of_edge if log is None else xp.where(near, log, of_edge)
+    e = xp.where(alive, xp.exp(log / some), xp.zeros_like(log))
     if is_number(s):
         return e if near else xp.where(d == 0, v, e)
     e = xp.where((d == 0) & ~near, v, e)
