@@ -54,9 +54,9 @@ def array(backend: Any, name: str, x: Any) -> Any:
     raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}; {remedy}.")
 
 
-def companion(backend: Any, find: Any, name: str, value: Any, like: Any) -> Any:
+def companion(backend: Any, name: str, value: Any, like: Any) -> Any:
     """A further array of the call, of the same library and device as `like`."""
-    other = find(value, name)
+    other = backend.find(value, name)
     if other is not backend:
         raise TypeError(
             f"all arrays of a call must come from one library: {name} is from {other.name}, the first from "
@@ -127,9 +127,9 @@ def dtypes(backend: Any, x: Any, dtype: Any) -> tuple[Any, Any]:
     return dtype, backend.xp.float64 if wide else backend.xp.float32
 
 
-def beside(backend: Any, find: Any, name: str, value: Any, x: Any, like: str) -> tuple[Any, Any]:
+def beside(backend: Any, name: str, value: Any, x: Any, like: str) -> tuple[Any, Any]:
     """A second array of logits beside the first, x, called `like`; and the dtype that holds the numbers of both."""
-    value = array(backend, name, companion(backend, find, name, value, x))
+    value = array(backend, name, companion(backend, name, value, x))
     if not same_shape(value.shape, x.shape):
         raise ValueError(
             f"{name} needs the shape of {like}, {tuple(x.shape)}, got {tuple(value.shape)}; broadcast it before the call."
@@ -144,41 +144,40 @@ def wider(backend: Any, compute: Any, x: Any) -> Any:
     return compute if compute == backend.xp.float64 else dtypes(backend, x, None)[1]
 
 
-def mask(backend: Any, find: Any, where: Any, x: Any) -> Any:
+def mask(backend: Any, where: Any, x: Any) -> Any:
     if where is None or where is True:
         return None
     if where is False:
         return backend.xp.reshape(backend.arange(1, backend.default_int(x), x) > 0, (1,) * x.ndim)
-    where = companion(backend, find, "where", where, x)
+    where = companion(backend, "where", where, x)
     if dtype_name(where.dtype) not in ("bool", "bool_"):
         raise TypeError(f"where must be a bool array (True takes part), got dtype {where.dtype}; compare it first.")
     broadcastable("where", where.shape, x.shape, "the array's shape")
     return where
 
 
-def temperature(backend: Any, find: Any, t: Any, x: Any, axis: tuple[int, ...], limits: bool = True) -> Any:
+def temperature(backend: Any, t: Any, x: Any, axis: tuple[int, ...], limits: bool = True) -> Any:
     """A Python number, or an array with one value for each row. `limits`: 0 and inf are served too."""
     if not limits:
         return of_rows(
-            backend, find, "temperature", t, x, axis, lambda t: (t > 0) & (t < float("inf")),
+            backend, "temperature", t, x, axis, lambda t: (t > 0) & (t < float("inf")),
             "above 0 and finite", "an entry that is not",
         )  # fmt: skip
     return of_rows(
-        backend, find, "temperature", t, x, axis, lambda t: t >= 0,
+        backend, "temperature", t, x, axis, lambda t: t >= 0,
         "at least 0 (0 is the argmax limit, inf the uniform one)", "a negative or NaN entry",
     )  # fmt: skip
 
 
-def alpha(backend: Any, find: Any, a: Any, x: Any, axis: tuple[int, ...]) -> Any:
+def alpha(backend: Any, a: Any, x: Any, axis: tuple[int, ...]) -> Any:
     return of_rows(
-        backend, find, "alpha", a, x, axis, lambda a: (a >= 1) & (a < float("inf")),
+        backend, "alpha", a, x, axis, lambda a: (a >= 1) & (a < float("inf")),
         "at least 1 and finite (1 is softmax, 2 sparsemax)", "an entry below 1, infinite or NaN",
     )  # fmt: skip
 
 
 def of_rows(
     backend: Any,
-    find: Any,
     name: str,
     value: Any,
     x: Any,
@@ -193,7 +192,7 @@ def of_rows(
         if not valid(value):
             raise ValueError(f"{name} must be {meaning}, got {value}.")
         return value
-    value = array(backend, name, companion(backend, find, name, value, x))
+    value = array(backend, name, companion(backend, name, value, x))
     broadcastable(name, value.shape, x.shape, f"the array (repeat the array for several {name}s of one row)")
     extra = x.ndim - value.ndim
     if any(a >= extra and value.shape[a - extra] != 1 for a in axis):
@@ -210,14 +209,14 @@ def of_rows(
 
 
 def of_map(
-    backend: Any, find: Any, x: Any, axis: Any, where: Any, temperature_: Any, dtype: Any, name: str = "x"
+    backend: Any, x: Any, axis: Any, where: Any, temperature_: Any, dtype: Any, name: str = "x"
 ) -> dict[str, Any]:
     """The values of a function of whole rows: softmax and its relatives."""
     x = array(backend, name, x)
     axis = axes(axis, x.ndim)
     dtype, compute = dtypes(backend, x, dtype)
-    where = mask(backend, find, where, x)
-    t = temperature(backend, find, temperature_, x, axis)
+    where = mask(backend, where, x)
+    t = temperature(backend, temperature_, x, axis)
     return dict(x=x, axis=axis, where=where, temperature=t, dtype=dtype, compute=compute)
 
 
@@ -240,7 +239,7 @@ def count(name: str, value: Any, meaning: str = "an int of at least 1") -> int:
     return whole
 
 
-def uniforms(backend: Any, find: Any, rng: Any, shape: tuple, dtype: Any, x: Any) -> Any:
+def uniforms(backend: Any, rng: Any, shape: tuple, dtype: Any, x: Any) -> Any:
     """Numbers in [0, 1) of that shape: drawn from the generator `rng`, or given as such."""
     if not all(known(n) for n in shape):
         drawn = NotImplemented  # nothing to draw for sizes that come to be known later
@@ -254,7 +253,7 @@ def uniforms(backend: Any, find: Any, rng: Any, shape: tuple, dtype: Any, x: Any
             f"of shape {tuple(shape)}, got {type(rng).__name__}; where code is traced, numpy's Generator cannot draw for "
             "each call."
         )
-    u = companion(backend, find, "rng", rng, x)
+    u = companion(backend, "rng", rng, x)
     if dtype_name(u.dtype) not in FLOATS:
         raise TypeError(f"an array given as rng must hold uniforms, real floats in [0, 1), got dtype {u.dtype}.")
     if not same_shape(u.shape, shape):
@@ -268,7 +267,7 @@ def uniforms(backend: Any, find: Any, rng: Any, shape: tuple, dtype: Any, x: Any
 
 
 def of_loss(
-    backend: Any, find: Any, x: Any, labels_: Any, axis: Any, where: Any, temperature_: Any, sample_weight_: Any,
+    backend: Any, x: Any, labels_: Any, axis: Any, where: Any, temperature_: Any, sample_weight_: Any,
     ignore_index: Any, reduction: str, normalizer_: Any, dtype: Any, *, name: str = "logits", limits: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """The values that every loss of rows of logits has. Labels may be None where the function says so."""
@@ -279,18 +278,18 @@ def of_loss(
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}.')
     classes = None
     if labels_ is not None:
-        labels_, classes, ignore_index = labels(backend, find, labels_, x, axis, ignore_index)
+        labels_, classes, ignore_index = labels(backend, labels_, x, axis, ignore_index)
     return dict(
         x=x,
         labels=labels_,
         classes=classes,
         axis=axis,
-        where=mask(backend, find, where, x),
-        temperature=temperature(backend, find, temperature_, x, axis, limits),
-        sample_weight=sample_weight(backend, find, sample_weight_, x, axis),
+        where=mask(backend, where, x),
+        temperature=temperature(backend, temperature_, x, axis, limits),
+        sample_weight=sample_weight(backend, sample_weight_, x, axis),
         ignore_index=ignore_index,
         reduction=reduction,
-        normalizer=normalizer(backend, find, normalizer_, reduction, x),
+        normalizer=normalizer(backend, normalizer_, reduction, x),
         dtype=dtype,
         compute=compute,
     )
@@ -323,7 +322,7 @@ def row_layout(backend: Any, a: Any, x: Any, axis: tuple[int, ...]) -> Any:
     return a
 
 
-def labels(backend: Any, find: Any, y: Any, x: Any, axis: tuple[int, ...], ignore_index: Any) -> tuple[Any, Any, Any]:
+def labels(backend: Any, y: Any, x: Any, axis: tuple[int, ...], ignore_index: Any) -> tuple[Any, Any, Any]:
     """(labels laid out beside x, class indices or their maker, None for soft labels, the ignore_index that can occur)."""
     if ignore_index is not None:
         try:
@@ -337,10 +336,10 @@ def labels(backend: Any, find: Any, y: Any, x: Any, axis: tuple[int, ...], ignor
         if not 0 <= y < size and y != ignore_index:
             raise IndexError(_outside(size, ignore_index))
         y = backend.put(y, x)
-    home = find(y, "labels")
+    home = backend.find(y, "labels")
     if home is not backend and home.name != "numpy":  # labels read from a file may stay in numpy beside any logits
-        companion(backend, find, "labels", y, x)
-    y = home.adopt(y) if home is not backend else companion(backend, find, "labels", y, x)
+        companion(backend, "labels", y, x)
+    y = home.adopt(y) if home is not backend else companion(backend, "labels", y, x)
     kind = dtype_name(y.dtype)
     if kind in FLOATS:
         if not same_shape(y.shape, x.shape):
@@ -408,34 +407,34 @@ def same_shape(a: tuple, b: tuple) -> bool:
     return len(a) == len(b) and all(m == n or not (known(m) and known(n)) for m, n in zip(a, b, strict=True))
 
 
-def class_weight(backend: Any, find: Any, w: Any, x: Any, axis: tuple[int, ...]) -> Any:
+def class_weight(backend: Any, w: Any, x: Any, axis: tuple[int, ...]) -> Any:
     if w is None:
         return None
-    w = array(backend, "class_weight", companion(backend, find, "class_weight", w, x))
+    w = array(backend, "class_weight", companion(backend, "class_weight", w, x))
     sizes = tuple(x.shape[a] for a in axis)
     if not same_shape(w.shape, sizes):
         raise ValueError(f"class_weight needs one weight for each class, shape {sizes}, got {tuple(w.shape)}.")
     return backend.xp.reshape(w, tuple(x.shape[a] if a in axis else 1 for a in range(x.ndim)))
 
 
-def sample_weight(backend: Any, find: Any, w: Any, x: Any, axis: tuple[int, ...]) -> Any:
+def sample_weight(backend: Any, w: Any, x: Any, axis: tuple[int, ...]) -> Any:
     if w is None:
         return None
     if isinstance(w, Real):
         w = backend.put(float(w), x)
-    w = array(backend, "sample_weight", companion(backend, find, "sample_weight", w, x))
+    w = array(backend, "sample_weight", companion(backend, "sample_weight", w, x))
     broadcastable("sample_weight", w.shape, row_shape(x, axis), "the rows' shape")
     return row_layout(backend, w, x, axis)
 
 
-def normalizer(backend: Any, find: Any, value: Any, reduction: str, x: Any) -> Any:
+def normalizer(backend: Any, value: Any, reduction: str, x: Any) -> Any:
     if value is None:
         return None
     if reduction != "mean":
         raise ValueError(f'normalizer replaces the sum of weights in reduction="mean", got reduction={reduction!r}.')
     if isinstance(value, Real):
         return number("normalizer", value, 0, float("inf"), "a finite number of at least 0")
-    value = array(backend, "normalizer", companion(backend, find, "normalizer", value, x))
+    value = array(backend, "normalizer", companion(backend, "normalizer", value, x))
     if prod(value.shape) != 1:
         raise ValueError(f"normalizer must be one number, got shape {tuple(value.shape)}.")
     if backend.look(lambda value: ~((value >= 0) & (value < float("inf"))), value):

@@ -399,11 +399,11 @@ def _values(
     return_lse: bool, dtype: Any,
 ) -> dict[str, Any]:  # fmt: skip
     q = args.array(backend, "q", q)
-    k, v = (args.array(backend, name, args.companion(backend, find, name, a, q)) for name, a in (("k", k), ("v", v)))
+    k, v = (args.array(backend, name, args.companion(backend, name, a, q)) for name, a in (("k", k), ("v", v)))
     _fitting(q, k, v)
     scores = args.Shaped(q, (*q.shape[:-1], k.shape[-2]))
     if bias is not None:
-        bias = args.array(backend, "bias", args.companion(backend, find, "bias", bias, q))
+        bias = args.array(backend, "bias", args.companion(backend, "bias", bias, q))
         args.broadcastable("bias", bias.shape, scores.shape, "the scores' shape (..., heads, queries, keys)")
     dtype, compute = args.dtypes(backend, q, dtype)
     wide = any(args.dtype_name(d) == "float64" for d in (q.dtype, k.dtype, v.dtype, dtype))
@@ -411,7 +411,7 @@ def _values(
         q=q,
         k=k,
         v=v,
-        where=args.mask(backend, find, where, scores),
+        where=args.mask(backend, where, scores),
         bias=bias,
         q_at=None,
         k_at=None,
@@ -565,8 +565,8 @@ def merge_attention(*parts: tuple[Any, Any]) -> tuple[Any, Any]:
     backend = find(first)
     outs, lses = [], []
     for i, (out, lse) in enumerate(parts):
-        out = args.array(backend, "out", args.companion(backend, find, f"the out of part {i}", out, first))
-        lse = args.array(backend, "lse", args.companion(backend, find, f"the lse of part {i}", lse, first))
+        out = args.array(backend, "out", args.companion(backend, f"the out of part {i}", out, first))
+        lse = args.array(backend, "lse", args.companion(backend, f"the lse of part {i}", lse, first))
         if not args.same_shape(out.shape, first.shape) or not args.same_shape(lse.shape, first.shape[:-1]):
             raise ValueError(
                 f"parts must be of the same queries, out {tuple(first.shape)} and lse {tuple(first.shape[:-1])}, got "

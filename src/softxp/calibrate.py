@@ -19,7 +19,7 @@ def _rows_and_labels(
     x = args.array(backend, "logits", logits)
     axes = args.axes(axis, x.ndim)
     dtype, compute = args.dtypes(backend, x, dtype)
-    labels, classes, ignore_index = args.labels(backend, find, labels, x, axes, ignore_index)
+    labels, classes, ignore_index = args.labels(backend, labels, x, axes, ignore_index)
     if classes is None:  # distributions; who is right is asked by class all the same
         sizes = tuple(n if a in axes else 1 for a, n in enumerate(x.shape))
         classes, soft = backend.xp.reshape(backend.arange(prod(sizes), backend.default_int(x), x), sizes), True
@@ -31,8 +31,8 @@ def _rows_and_labels(
         classes=classes,
         soft=soft,
         axis=axes,
-        where=args.mask(backend, find, where, x),
-        sample_weight=args.sample_weight(backend, find, sample_weight, x, axes),
+        where=args.mask(backend, where, x),
+        sample_weight=args.sample_weight(backend, sample_weight, x, axes),
         ignore_index=ignore_index,
         compute=compute,
     )
@@ -283,7 +283,7 @@ def _curve(
         raise ValueError(f"bins must be a positive int, got {bins!r}.")
     backend, values, dtype = _rows_and_labels(logits, labels, axis, where, sample_weight, ignore_index, dtype)
     x = values["x"]
-    values["temperature"] = args.temperature(backend, find, temperature, x, values["axis"])
+    values["temperature"] = args.temperature(backend, temperature, x, values["axis"])
     values["bins"] = backend.arange(bins, backend.default_int(x), x)
     return backend, backend.guard(binned)(backend.xp, **values), dtype
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from . import _args as args
 from . import _formulas as F
 from . import _products as P
-from ._backends import call, find
+from ._backends import call
 from ._op import Op, is_array, record
 
 # --- formulas ----------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def _one(backend: Any, name: str, value: Any, like: Any, low: float, meaning: st
     """A Python number, or an array of one."""
     if not is_array(value):
         return args.number(name, value, low, float("inf"), meaning)
-    value = args.array(backend, name, args.companion(backend, find, name, value, like))
+    value = args.array(backend, name, args.companion(backend, name, value, like))
     if any(n != 1 for n in value.shape):
         raise ValueError(f"{name} must be one number, got shape {tuple(value.shape)}.")
     if backend.look(lambda value: ~((value >= low) & (value < float("inf"))), value):
@@ -121,7 +121,7 @@ def _values(
     backend: Any, a: Any, b: Any, temperature: Any, loss: str, bias: Any, chunk_size: int | None, dtype: Any
 ) -> dict[str, Any]:
     a = args.array(backend, "a", a)
-    b = args.array(backend, "b", args.companion(backend, find, "b", b, a))
+    b = args.array(backend, "b", args.companion(backend, "b", b, a))
     if a.ndim != 2 or b.ndim != 2 or not args.same_shape(a.shape, b.shape):
         raise ValueError(
             f"a and b must be matrices (pairs, h) of one shape, row i of the one belonging to row i of the other, got "

@@ -4,14 +4,14 @@ from typing import Any, Literal
 
 from . import _args as args
 from . import _formulas as F
-from ._backends import call, find
+from ._backends import call
 from ._op import OPS, Op, record
 
 Axis = int | tuple[int, ...] | None
 
 
 def _map_values(backend: Any, x: Any, axis: Axis, where: Any, temperature: Any, dtype: Any) -> dict[str, Any]:
-    return args.of_map(backend, find, x, axis, where, temperature, dtype)
+    return args.of_map(backend, x, axis, where, temperature, dtype)
 
 
 def _reduction_values(
@@ -20,9 +20,9 @@ def _reduction_values(
     x = args.array(backend, "x", x)
     axis = args.axes(axis, x.ndim)
     dtype, compute = args.dtypes(backend, x, dtype)
-    where = args.mask(backend, find, where, x)
+    where = args.mask(backend, where, x)
     if b is not None:
-        b = args.array(backend, "b", args.companion(backend, find, "b", b, x))
+        b = args.array(backend, "b", args.companion(backend, "b", b, x))
         args.broadcastable("b", b.shape, x.shape, "the array's shape")
     return dict(x=x, axis=axis, b=b, where=where, keepdims=bool(keepdims), dtype=dtype, compute=compute)
 
@@ -281,7 +281,6 @@ def cross_entropy_values(
 ) -> dict[str, Any]:  # fmt: skip
     values = args.of_loss(
         backend,
-        find,
         logits,
         labels,
         axis,
@@ -302,7 +301,7 @@ def cross_entropy_values(
     return dict(
         values,
         label_smoothing=args.number("label_smoothing", label_smoothing, 0, 1, "within [0, 1]"),
-        class_weight=args.class_weight(backend, find, class_weight, values["x"], values["axis"]),
+        class_weight=args.class_weight(backend, class_weight, values["x"], values["axis"]),
         z_loss=z_loss,
         softcap=None
         if softcap is None

@@ -4,7 +4,7 @@ from typing import Any
 
 from . import _args as args
 from . import _formulas as F
-from ._backends import call, find
+from ._backends import call
 from ._op import Op, record
 
 Axis = int | tuple[int, ...] | None
@@ -194,7 +194,7 @@ def _mask_values(
     backend: Any, logits: Any, temperature: Any, top_k: int | None, top_p: float | None, min_p: float | None, axis: Axis,
     where: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    values = args.of_map(backend, find, logits, axis, where, temperature, None)
+    values = args.of_map(backend, logits, axis, where, temperature, None)
     del values["dtype"]
     part = "within [0, 1]"
     top_k = None if top_k is None else args.count("top_k", top_k)
@@ -207,18 +207,16 @@ def _mask_values(
 def _sample_values(backend: Any, logits: Any, rng: Any, *options: Any) -> dict[str, Any]:
     values = _mask_values(backend, logits, *options)
     x, shape = values["x"], args.row_shape(values["x"], values["axis"])
-    uniforms = args.uniforms(backend, find, rng, shape, values["compute"], x)
+    uniforms = args.uniforms(backend, rng, shape, values["compute"], x)
     return dict(values, uniforms=uniforms, integer=backend.default_int(x))
 
 
 def _gumbel_values(
     backend: Any, logits: Any, rng: Any, temperature: Any, hard: bool, axis: Axis, where: Any, dtype: Any
 ) -> dict[str, Any]:
-    values = args.of_map(backend, find, logits, axis, where, temperature, dtype)
+    values = args.of_map(backend, logits, axis, where, temperature, dtype)
     x = values["x"]
-    return dict(
-        values, hard=bool(hard), uniforms=args.uniforms(backend, find, rng, tuple(x.shape), values["compute"], x)
-    )
+    return dict(values, hard=bool(hard), uniforms=args.uniforms(backend, rng, tuple(x.shape), values["compute"], x))
 
 
 MASK_LOGITS = Op("mask_logits", _mask_values, mask_logits_forward, mask_logits_vjp, mask_logits_jvp)

@@ -12,14 +12,14 @@ from .core import cross_entropy_values
 
 def _arrays(backend: Any, hidden: Any, kernel: Any, bias: Any) -> tuple[Any, Any, Any]:
     hidden = args.array(backend, "hidden", hidden)
-    kernel = args.array(backend, "kernel", args.companion(backend, find, "kernel", kernel, hidden))
+    kernel = args.array(backend, "kernel", args.companion(backend, "kernel", kernel, hidden))
     if kernel.ndim != 2 or hidden.ndim == 0 or not args.same_shape(kernel.shape[1:], hidden.shape[-1:]):
         raise ValueError(
             "kernel must be (vocabulary, h) beside hidden (..., h), got shapes "
             f"{tuple(kernel.shape)} and {tuple(hidden.shape)}; transpose a kernel of (h, vocabulary)."
         )
     if bias is not None:
-        bias = args.array(backend, "bias", args.companion(backend, find, "bias", bias, hidden))
+        bias = args.array(backend, "bias", args.companion(backend, "bias", bias, hidden))
         if not args.same_shape(bias.shape, kernel.shape[:1]):
             raise ValueError(
                 f"bias needs shape {tuple(kernel.shape[:1])}, one for each class, got {tuple(bias.shape)}."
@@ -195,8 +195,8 @@ class VocabularyShard:
         del values["x"], values["axis"]
         self.values = dict(
             values, hidden=hidden, kernel=kernel, bias=bias, chunk_size=_chunks(chunk_size), vocabulary=vocabulary,
-            where=args.mask(backend, find, where, part),
-            class_weight=args.class_weight(backend, find, class_weight, part, (part.ndim - 1,)),
+            where=args.mask(backend, where, part),
+            class_weight=args.class_weight(backend, class_weight, part, (part.ndim - 1,)),
         )  # fmt: skip
 
     def state(self) -> P.State:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from . import _args as args
 from . import _formulas as F
-from ._backends import call, find
+from ._backends import call
 from ._op import Op, record
 
 Axis = int | tuple[int, ...] | None
@@ -241,7 +241,7 @@ def distillation_jvp(call, xp, y, tangents, x, teacher, **values):
 def _entropy_values(
     backend: Any, x: Any, axis: Axis, where: Any, temperature: Any, keepdims: bool, dtype: Any
 ) -> dict[str, Any]:
-    values = args.of_map(backend, find, x, axis, where, temperature, dtype, "logits")
+    values = args.of_map(backend, x, axis, where, temperature, dtype, "logits")
     return dict(values, keepdims=bool(keepdims))
 
 
@@ -298,8 +298,8 @@ def _kl_values(
     backend: Any, x: Any, q_logits: Any, axis: Axis, where: Any, temperature: Any, dtype: Any
 ) -> dict[str, Any]:
     x = args.array(backend, "p_logits", x)
-    q_logits, both = args.beside(backend, find, "q_logits", q_logits, x, "p_logits")
-    values = args.of_map(backend, find, x, axis, where, temperature, both if dtype is None else dtype)
+    q_logits, both = args.beside(backend, "q_logits", q_logits, x, "p_logits")
+    values = args.of_map(backend, x, axis, where, temperature, both if dtype is None else dtype)
     return dict(values, q_logits=q_logits, compute=args.wider(backend, values["compute"], q_logits))
 
 
@@ -358,9 +358,9 @@ def _distillation_values(
     sample_weight: Any, ignore_index: int | None, reduction: str, normalizer: Any, dtype: Any,
 ) -> dict[str, Any]:  # fmt: skip
     x = args.array(backend, "student", x)
-    teacher, _ = args.beside(backend, find, "teacher", teacher, x, "student")
+    teacher, _ = args.beside(backend, "teacher", teacher, x, "student")
     values = args.of_loss(
-        backend, find, x, labels, axis, where, temperature, sample_weight, ignore_index, reduction, normalizer, dtype,
+        backend, x, labels, axis, where, temperature, sample_weight, ignore_index, reduction, normalizer, dtype,
         name="student", limits=False,
     )  # fmt: skip
     alpha = args.number("alpha", alpha, 0, 1, "within [0, 1]")

@@ -227,7 +227,7 @@ def _choices(backend: Any, x: Any, axis: tuple[int, ...], k: int) -> int:
 def _topk_values(
     backend: Any, logits: Any, k: int, normalize: bool, axis: Axis, where: Any, temperature: Any, dtype: Any
 ) -> dict[str, Any]:
-    values = args.of_map(backend, find, logits, axis, where, temperature, dtype)
+    values = args.of_map(backend, logits, axis, where, temperature, dtype)
     x, axes = values["x"], values["axis"]
     if len(axes) != 1:
         raise ValueError(f"topk_softmax puts k choices along one axis of experts, got axis={axis} of shape {x.shape}.")
@@ -304,22 +304,22 @@ def topk_softmax(
 def _balance_values(
     backend: Any, logits: Any, k: int, axis: Axis, where: Any, temperature: Any, sample_weight: Any, dtype: Any
 ) -> dict[str, Any]:
-    values = args.of_map(backend, find, logits, axis, where, temperature, dtype)
+    values = args.of_map(backend, logits, axis, where, temperature, dtype)
     x, axes = values["x"], values["axis"]
-    s = args.sample_weight(backend, find, sample_weight, x, axes)
+    s = args.sample_weight(backend, sample_weight, x, axes)
     return dict(values, k=_choices(backend, x, axes, k), sample_weight=s)
 
 
 def _z_values(
     backend: Any, logits: Any, axis: Axis, where: Any, sample_weight: Any, reduction: str, normalizer: Any, dtype: Any
 ) -> dict[str, Any]:
-    values = args.of_map(backend, find, logits, axis, where, 1.0, dtype)
+    values = args.of_map(backend, logits, axis, where, 1.0, dtype)
     del values["temperature"]
     x = values["x"]
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}.')
-    s = args.sample_weight(backend, find, sample_weight, x, values["axis"])
-    norm = args.normalizer(backend, find, normalizer, reduction, x)
+    s = args.sample_weight(backend, sample_weight, x, values["axis"])
+    norm = args.normalizer(backend, normalizer, reduction, x)
     return dict(values, sample_weight=s, reduction=reduction, normalizer=norm)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from . import _args as args
 from . import _formulas as F
-from ._backends import call, find
+from ._backends import call
 from ._op import Op, record
 
 Axis = int | tuple[int, ...] | None
@@ -387,8 +387,8 @@ def entmax_loss_jvp(call, xp, y, tangents, **values):
 def _entmax_values(
     backend: Any, x: Any, alpha: Any, axis: Axis, where: Any, temperature: Any, dtype: Any
 ) -> dict[str, Any]:
-    values = args.of_map(backend, find, x, axis, where, temperature, dtype)
-    return dict(values, alpha=args.alpha(backend, find, alpha, values["x"], values["axis"]))
+    values = args.of_map(backend, x, axis, where, temperature, dtype)
+    return dict(values, alpha=args.alpha(backend, alpha, values["x"], values["axis"]))
 
 
 def _sparsemax_values(backend: Any, x: Any, axis: Axis, where: Any, temperature: Any, dtype: Any) -> dict[str, Any]:
@@ -503,7 +503,6 @@ def _entmax_loss_values(
 ) -> dict[str, Any]:  # fmt: skip
     values = args.of_loss(
         backend,
-        find,
         logits,
         labels,
         axis,
@@ -517,7 +516,7 @@ def _entmax_loss_values(
     )
     return dict(
         values,
-        alpha=args.alpha(backend, find, alpha, values["x"], values["axis"]),
+        alpha=args.alpha(backend, alpha, values["x"], values["axis"]),
         label_smoothing=args.number("label_smoothing", label_smoothing, 0, 1, "within [0, 1]"),
     )
 

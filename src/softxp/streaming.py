@@ -56,7 +56,7 @@ class LogSumExp(NamedTuple):
         x = args.array(backend, "x", x)
         axis = args.axes(axis, x.ndim)
         _, compute = args.dtypes(backend, x, None)
-        where = args.mask(backend, find, where, x)
+        where = args.mask(backend, where, x)
         state = backend.state(x, axis=axis, where=where, compute=compute)
         if state is NotImplemented:
             s = backend.guard(F.rows)(backend.xp, x, axis=axis, where=where, compute=compute)
@@ -76,7 +76,7 @@ class LogSumExp(NamedTuple):
         TypeError, ValueError : states of two libraries, devices, dtypes, or of different rows.
         """
         backend = find(self.maximum)
-        args.companion(backend, find, "the other state", other.maximum, self.maximum)
+        args.companion(backend, "the other state", other.maximum, self.maximum)
         for mine, theirs in zip(self, other, strict=True):
             if not args.same_shape(mine.shape, theirs.shape) or mine.dtype != theirs.dtype:
                 raise ValueError(
@@ -103,8 +103,8 @@ class LogSumExp(NamedTuple):
         backend = find(x)
         x = args.array(backend, "x", x)
         axis = args.axes(axis, x.ndim)
-        where = args.mask(backend, find, where, x)
-        args.companion(backend, find, "the state", self.maximum, x)
+        where = args.mask(backend, where, x)
+        args.companion(backend, "the state", self.maximum, x)
         rows = args.row_shape(x, axis)
         if not args.same_shape(self.maximum.shape, rows):
             raise ValueError(f"the chunk's rows must be the state's, {tuple(self.maximum.shape)}, got {tuple(rows)}.")

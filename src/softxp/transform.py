@@ -130,7 +130,7 @@ class _Call:
     def like(self, name: str, value: Any, model: Any) -> Any:
         if not is_array(value):
             value = self.backend.put(value, model)
-        value = args.companion(self.backend, find, name, value, model)
+        value = args.companion(self.backend, name, value, model)
         if not args.same_shape(value.shape, model.shape):
             raise ValueError(f"{name} needs shape {tuple(model.shape)}, got {tuple(value.shape)}.")
         return args.array(self.backend, name, value)

@@ -64,6 +64,10 @@ class Backend:
     serves: Callable[[str, Any], bool] = lambda name, x: True  # may the kernel of that name serve x's device?
     lifted: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)
 
+    def find(self, x: Any, name: str) -> "Backend":
+        """The backend of another array of a call."""
+        return find(x, name)
+
     def __post_init__(self) -> None:
         xp, set_ = self.xp, lambda name, value: object.__setattr__(self, name, value)
         if self.put is None:
