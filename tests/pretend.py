@@ -122,6 +122,7 @@ def _modules() -> dict[str, ModuleType]:
     made = {
         "ndarray": ndarray, "dtype": np.dtype, "asarray": array,
         "arange": lambda n, dtype=None: array(np.arange(n, dtype=dtype)),
+        "full": lambda shape, value: array(np.full(shape, value)),
         "empty": lambda shape, dtype: poisoned(np.empty(shape, dtype)),
         "empty_like": lambda a, dtype: poisoned(np.empty_like(_host(a), dtype, subok=False)),
         "ascontiguousarray": lambda a: _wrap(np.ascontiguousarray(_host(a)).reshape(a.shape), a.gpu),
@@ -147,7 +148,7 @@ class Enum:
 class Driver:
     """cuda.bindings.driver: everything answers a tuple that begins with an error code. Notes what it is asked."""
 
-    CUdevice_attribute = CUstreamCaptureMode = Enum()
+    CUdevice_attribute = CUstreamCaptureMode = CUfunction_attribute = Enum()
 
     def __init__(self, capability: tuple[int, int] = (9, 0), multiprocessors: int = 132) -> None:
         self.launches: list[SimpleNamespace] = []
@@ -205,6 +206,10 @@ class Driver:
     def cuModuleGetFunction(self, module: tuple, name: bytes) -> tuple:
         assert name == b"softrow"
         return 0, module
+
+    def cuFuncGetAttribute(self, attribute: str, function: tuple) -> tuple:
+        assert self.thread.mode == "CU_STREAM_CAPTURE_MODE_RELAXED"
+        return 0, 32
 
     def cuLaunchKernel(self, kernel: tuple, *how: Any) -> tuple:
         grid, y, z, block, by, bz, shared, stream, ((call,), (kind,)), extra = how

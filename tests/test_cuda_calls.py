@@ -291,6 +291,16 @@ def test_losses_by_steps(gpu, seed):
     assert len(gpu.driver.launches) >= 3
 
 
+def test_numbers_are_made_where_they_are_needed(gpu, monkeypatch):
+    """A copy of the host's would be waited for, and cannot be captured in a graph."""
+    x = gpu.cupy.asarray(normal(3, 5))
+    y = gpu.cupy.asarray(np.asarray([1, 2, 3]))
+    monkeypatch.setattr(gpu.cupy, "asarray", None)
+    softxp.cross_entropy(x, y, sample_weight=0.5)
+    softxp.cross_entropy(x[0], 2)
+    softxp.vjp(softxp.cross_entropy, x, y)[1](1.0)
+
+
 def test_nothing_counted_and_bad_labels(gpu):
     x = normal(3, 5)
     for labels in ([-100, -100, -100], [-100, 9, 1], [9, -100, -100]):
@@ -626,6 +636,18 @@ def test_torch_softmax_without_a_gradient(gpu, torch):
         assert on_torch._on_gpu("softmax", x, -1) is NotImplemented
     on_torch._on_gpu("softmax", torch.nn.Parameter(x), -1)
     assert names(gpu) == ["softmax"]
+
+
+def test_torch_batched_cotangents(gpu, torch):
+    """Of torch's older vmap: tensors by their class, without memory."""
+    x, cts = torch.randn(4, 7, requires_grad=True), torch.randn(3, 4, 7)
+    for ours, own in (
+        (softxp.log_softmax, lambda x: torch.log_softmax(x, -1)),
+        (lambda x: softxp.softmax(x, temperature=2.0), lambda x: torch.softmax(x / 2, -1)),
+    ):
+        (got,) = torch.autograd.grad(ours(x), x, cts, is_grads_batched=True)
+        torch.testing.assert_close(got, torch.autograd.grad(own(x), x, cts, is_grads_batched=True)[0])
+    assert not {"log_softmax_pullback", "softmax_pullback"} & set(names(gpu))
 
 
 def test_torch_of_another_kind_goes_by_the_formula(gpu, torch):

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 import softxp
+from softxp.streaming import LogSumExp
 
 X = np.zeros((2, 3))
 LABELS = np.asarray([0, 1])
+
+
+class Box:
+    """No array."""
 
 
 @pytest.mark.parametrize(
@@ -21,6 +26,8 @@ LABELS = np.asarray([0, 1])
         (lambda: softxp.softmax(X > 0), TypeError, "a mask goes in as `where=`"),
         (lambda: softxp.softmax(X, dtype=np.int32), TypeError, "dtype must be float16"),
         (lambda: softxp.softmax(X, temperature=np.zeros(3)), ValueError, "one number for each row"),
+        (lambda: softxp.softmax(X, temperature=np.zeros(2)), ValueError, r"one for each row has shape \(2, 1\)"),
+        (lambda: softxp.softmax(X, temperature="hot"), TypeError, "must be a number, or an array .*, got str"),
         (lambda: softxp.softmax(X, temperature=np.asarray([[1.0], [-1.0]])), ValueError, "negative or NaN entry"),
         (lambda: softxp.logsumexp(X, b=np.ones(4)), ValueError, "b must broadcast"),
         (lambda: softxp.cross_entropy(X, np.asarray([0, 3])), IndexError, r"within \[0, 3\)"),
@@ -40,6 +47,12 @@ LABELS = np.asarray([0, 1])
         (lambda: softxp.cross_entropy(X, LABELS, sample_weight=np.ones(3)), ValueError, "the rows' shape"),
         (lambda: softxp.cross_entropy(X, LABELS, ignore_index=0.5), TypeError, "ignore_index must be an int"),
         (lambda: softxp.register("array", namespace=np), TypeError, "type of the arrays"),
+        (lambda: softxp.register(Box, namespace="numpy"), TypeError, "a module, got 'numpy'"),
+        (lambda: softxp.register(Box, namespace=np, kernels={"softmx": None}), ValueError, r"got \['softmx'\]"),
+        (lambda: softxp.use_kernels("no"), TypeError, "True or False, got 'no'"),
+        (lambda: softxp.jvp(softxp.softmax, X, X), TypeError, "a tuple of arrays and a tuple of tangents"),
+        (lambda: softxp.sample(X, 0), TypeError, r"numpy\.random\.default_rng\(0\)"),
+        (lambda: LogSumExp.from_array(X).merge(3), TypeError, "another LogSumExp, got int"),
     ],
 )
 def test_sentences(call, error, words):
@@ -55,6 +68,12 @@ def test_two_libraries_are_named():
     assert softxp.cross_entropy(torch.zeros(2, 3), LABELS).shape == ()
     with pytest.raises(IndexError):
         softxp.cross_entropy(torch.zeros(2, 3), np.asarray([0, 7]))
+
+
+def test_sparse_tensors():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"dense tensors, got one of layout torch.sparse_coo; pass x.to_dense\(\)"):
+        softxp.softmax(torch.eye(3).to_sparse())
 
 
 def test_two_devices_are_named():

@@ -236,6 +236,27 @@ def test_errors():
         softxp.contrastive_loss(HIDDEN, HIDDEN, loss="triplet")
 
 
+def test_a_state_that_is_not_whole():
+    """A shard that is missing, or there twice, would give a wrong number."""
+    first, second = (
+        softxp.VocabularyShard(HIDDEN, KERNEL[part], LABELS, start=part.start, vocabulary=V)
+        for part in (slice(0, 7), slice(7, V))
+    )
+    one, other = first.state(), second.state()
+    for state in (one, first.merge(one, one), first.merge(one, other, other)):
+        for ask in first.loss, first.value_and_grad:
+            with pytest.raises(ValueError, match=f"must hold all {V} classes once"):
+                ask(state)
+    with pytest.raises(TypeError, match="the merged state of all shards, got int"):
+        first.loss(3)
+    jnp = pytest.importorskip("jax.numpy")
+    there = softxp.VocabularyShard(
+        jnp.asarray(HIDDEN), jnp.asarray(KERNEL[:7]), jnp.asarray(LABELS), start=0, vocabulary=V
+    )
+    assert np.isnan(there.loss(there.state()))  # where nothing can be read
+    assert np.isnan(there.value_and_grad(there.state())[1][0]).any()
+
+
 def test_a_shard_says_what_it_cannot_do():
     shard = softxp.VocabularyShard(HIDDEN, KERNEL, LABELS, start=0, vocabulary=V)
     for argnums in (2, "bias", "temperature", "class_weight"):

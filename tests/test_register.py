@@ -7,6 +7,25 @@ import softxp
 from softxp._backends._namespace import USED
 
 
+def test_numpy_itself_as_a_namespace():
+    """Whose sort does not know `descending`."""
+
+    class Reading(np.ndarray):
+        pass
+
+    softxp.register(Reading, namespace=np, look=lambda condition: bool(np.any(condition)))
+    x = np.random.default_rng(0).normal(size=(4, 6))
+    there = x.view(Reading)
+    for fn in (
+        lambda x: softxp.topk_softmax(x, 2)[0],
+        lambda x: softxp.mask_logits(x, top_k=2),
+        lambda x: softxp.balance_loss(x, 2),
+    ):
+        np.testing.assert_allclose(fn(there), fn(x))
+    with pytest.raises(IndexError):
+        softxp.cross_entropy(there, np.full(4, 9).view(Reading))
+
+
 class Boxed:
     """A stranger's array: numpy inside, of its own type, with its own namespace."""
 

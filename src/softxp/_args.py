@@ -81,11 +81,14 @@ class Shaped:
         return getattr(self.array, name)
 
 
-def broadcastable(name: str, shape: tuple, target: tuple, meaning: str) -> None:
-    ok = len(shape) <= len(target) and all(
+def broadcasts(shape: tuple, target: tuple) -> bool:
+    return len(shape) <= len(target) and all(
         a == 1 or a == b or not (known(a) and known(b)) for a, b in zip(reversed(shape), reversed(target), strict=False)
     )
-    if not ok:
+
+
+def broadcastable(name: str, shape: tuple, target: tuple, meaning: str) -> None:
+    if not broadcasts(shape, target):
         raise ValueError(f"{name} must broadcast to {meaning} {tuple(target)}, got shape {tuple(shape)}.")
 
 
@@ -192,13 +195,15 @@ def of_rows(
         if not valid(value):
             raise ValueError(f"{name} must be {meaning}, got {value}.")
         return value
+    if not hasattr(value, "shape"):
+        raise TypeError(f"{name} must be a number, or an array with one for each row, got {type(value).__name__}.")
     value = array(backend, name, companion(backend, name, value, x))
-    broadcastable(name, value.shape, x.shape, f"the array (repeat the array for several {name}s of one row)")
     extra = x.ndim - value.ndim
-    if any(a >= extra and value.shape[a - extra] != 1 for a in axis):
-        remedy = "put a size-1 axis there"
+    if not broadcasts(value.shape, x.shape) or any(a >= extra and value.shape[a - extra] != 1 for a in axis):
+        each = tuple(1 if a in axis else n for a, n in enumerate(x.shape))
+        remedy = f"put a size-1 axis there: one for each row has shape {each}"
         if name == "temperature":
-            remedy += ", or scale the entries of a row yourself before the call"
+            remedy += ", and the entries of a row are yours to scale before the call"
         raise ValueError(
             f"{name} must be one number for each row: size 1 along axis {axis} of shape {tuple(x.shape)}, got shape "
             f"{tuple(value.shape)}; {remedy}."
@@ -249,9 +254,9 @@ def uniforms(backend: Any, rng: Any, shape: tuple, dtype: Any, x: Any) -> Any:
         return drawn
     if not (hasattr(rng, "dtype") and hasattr(rng, "shape")):
         raise TypeError(
-            f"rng must be numpy's Generator, a generator or key of {backend.name}'s own, or an array of uniforms in [0, 1) "
-            f"of shape {tuple(shape)}, got {type(rng).__name__}; where code is traced, numpy's Generator cannot draw for "
-            "each call."
+            "rng must be numpy's Generator, such as numpy.random.default_rng(0), a generator or key of "
+            f"{backend.name}'s own, or an array of uniforms in [0, 1) of shape {tuple(shape)}, got {type(rng).__name__}; "
+            "where code is traced, numpy's Generator cannot draw for each call."
         )
     u = companion(backend, "rng", rng, x)
     if dtype_name(u.dtype) not in FLOATS:
@@ -394,7 +399,7 @@ def widen(backend: Any, y: Any, like: Any, ignore_index: int | None) -> tuple[An
     bits = int(dtype_name(wide)[3:])
     if kind in UNSIGNED and ignore_index is not None and ignore_index < 0:
         ignore_index = None  # an unsigned label is never negative: 156 is not -100
-    narrow = kind in SIGNED or int(kind[4:]) < bits or backend.name == "torch"  # torch cannot compare uint64
+    narrow = kind in SIGNED or int(kind[4:]) < bits or not backend.compares_uint64
     if narrow and kind != dtype_name(wide):
         y, kind = backend.xp.astype(y, wide), dtype_name(wide)
     bits = int(kind.lstrip("uint")) - (kind in SIGNED)

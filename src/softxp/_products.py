@@ -133,6 +133,7 @@ class State(NamedTuple):
     even: Any  # Σ w d and Σ w over the classes that take part, where labels are smoothed, else 0
     even_mass: Any
     count: Any  # how many take part
+    seen: Any  # how many classes there were
 
 
 def label_terms(xp, g, like):
@@ -162,7 +163,8 @@ def tile_state(xp, g, *, softcap, label_smoothing, compute):
     if label_smoothing:
         share = weighted_part(xp, g, part)
         even, even_mass, count = dotted(xp, share, s.d), F.total(xp, share, (1,)), F.total(xp, part, (1,))
-    return State(F.cast(xp, s.m, compute), s.r, dotted(xp, y, s.d), F.total(xp, y, (1,)), even, even_mass, count)
+    m, seen = F.cast(xp, s.m, compute), zero + g.kernel.shape[0]
+    return State(m, s.r, dotted(xp, y, s.d), F.total(xp, y, (1,)), even, even_mass, count, seen)
 
 
 def join(xp, a, b, temperature):
@@ -170,19 +172,19 @@ def join(xp, a, b, temperature):
     (_, da, _), (_, db, _) = (F.distances(xp, x.m, m, temperature, True) for x in (a, b))
 
     def moved(dot, mass, d):
-        return dot + xp.where(mass == 0, xp.zeros_like(mass), mass * d)
+        return dot + mass * xp.where(mass == 0, xp.zeros_like(mass), d)
 
     return State(
         m, r,
         moved(a.dot, a.mass, da) + moved(b.dot, b.mass, db), a.mass + b.mass,
         moved(a.even, a.even_mass, da) + moved(b.even, b.even_mass, db), a.even_mass + b.even_mass,
-        a.count + b.count,
+        a.count + b.count, a.seen + b.seen,
     )  # fmt: skip
 
 
 def nothing(xp, like):
     zero = xp.zeros_like(like)
-    return State(zero - F.INF, *[zero] * 6)
+    return State(zero - F.INF, *[zero] * 7)
 
 
 def fold(xp, g, size, **how):
@@ -256,7 +258,7 @@ def begin(
     xp, hidden, kernel, labels, *, chunk_size, reduction, normalizer, dtype, compute, label_smoothing, z_loss,
     ignore_index, softcap, state=None, vocabulary=None, **options,
 ):  # fmt: skip
-    """`state`: the whole vocabulary's, where the kernel is a shard of it."""
+    """`state`: the whole vocabulary's, where the kernel is a shard of it. Rows of another state are NaN."""
     g = matrices(xp, hidden, kernel, labels, **options)
     size = tile_size(xp, chunk_size, g)
     how = dict(
@@ -265,6 +267,9 @@ def begin(
     n, bad, ignored = kernel.shape[0], None, None
     if g.classes is not None:
         bad, ignored = F.outside(g.labels, n if vocabulary is None else vocabulary, ignore_index)
+    if state is not None:
+        other = state.seen != vocabulary
+        bad = other if bad is None else bad | other
     if state is None and size[1] < n:
         state = fold(xp, g, size, softcap=softcap, label_smoothing=label_smoothing, compute=compute)
     if state is not None:

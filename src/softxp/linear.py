@@ -140,7 +140,8 @@ class VocabularyShard:
 
     Raises
     ------
-    ValueError : rows that lie outside the vocabulary. Otherwise as linear_cross_entropy.
+    ValueError : rows that lie outside the vocabulary; a state that does not hold each class once (where that cannot be read
+        on the host, the loss is NaN). Otherwise as linear_cross_entropy.
 
     Notes
     -----
@@ -213,7 +214,16 @@ class VocabularyShard:
 
     def loss(self, whole: P.State, /) -> Any:
         """The loss, given the state of the whole vocabulary: the same from every shard."""
-        return self.backend.guard(P.linear_cross_entropy)(self.backend.xp, **self.values, state=P.State(*whole))
+        return self.backend.guard(P.linear_cross_entropy)(self.backend.xp, **self.values, state=self._whole(whole))
+
+    def _whole(self, state: Any) -> P.State:
+        vocabulary = self.values["vocabulary"]
+        if not isinstance(state, tuple) or len(state) != len(P.State._fields):
+            raise TypeError(f"a shard's loss needs the merged state of all shards, got {type(state).__name__}.")
+        state = P.State(*state)
+        if self.backend.look(lambda seen: seen != vocabulary, state.seen):
+            raise ValueError(f"the state must hold all {vocabulary} classes once; merge the states of all shards.")
+        return state
 
     def value_and_grad(self, whole: P.State, /, *, argnums: Any = (0, 1)) -> tuple[Any, Any]:
         """The loss, and gradients as softxp.value_and_grad gives them: by hidden what these classes add to it."""
@@ -228,5 +238,5 @@ class VocabularyShard:
                     f"asked for one by {a!r}."
                 )
         sweep = self.backend.guard(P.linear_cross_entropy_sweep)
-        loss, out = sweep(self.backend.xp.call, self.backend.xp, tuple(names), **self.values, state=P.State(*whole))
+        loss, out = sweep(self.backend.xp.call, self.backend.xp, tuple(names), **self.values, state=self._whole(whole))
         return loss, tuple(out[n] for n in names) if isinstance(argnums, tuple) else out[names[0]]

@@ -76,6 +76,8 @@ class LogSumExp(NamedTuple):
         TypeError, ValueError : states of two libraries, devices, dtypes, or of different rows.
         """
         backend = find(self.maximum)
+        if not isinstance(other, LogSumExp):
+            raise TypeError(f"a state merges with another LogSumExp, got {type(other).__name__}; see from_array.")
         args.companion(backend, "the other state", other.maximum, self.maximum)
         for mine, theirs in zip(self, other, strict=True):
             if not args.same_shape(mine.shape, theirs.shape) or mine.dtype != theirs.dtype:

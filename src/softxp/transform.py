@@ -202,6 +202,8 @@ def jvp(fn: Callable[..., Any], arrays: tuple[Any, ...], tangents: tuple[Any, ..
     >>> softxp.jvp(softxp.softmax, (np.asarray([0.0, 0.0]),), (np.asarray([1.0, 0.0]),))
     (array([0.5, 0.5]), array([ 0.25, -0.25]))
     """
+    if not isinstance(arrays, (tuple, list)) or not isinstance(tangents, (tuple, list)):
+        raise TypeError("jvp takes a tuple of arrays and a tuple of tangents: jvp(fn, (x,), (dx,)).")
     if len(arrays) != len(tangents):
         raise ValueError(f"jvp needs one tangent (or None) for each array, got {len(arrays)} and {len(tangents)}.")
     call = _Call(fn, tuple(arrays), options)

@@ -24,7 +24,7 @@ def plain(op: Op, xp: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 def numpy_uniform(put: Any, xp: Any, rng: Any, shape: tuple, dtype: Any, like: Any) -> Any:
-    """Draws of a numpy Generator, put beside `like`: one seed gives the same draws on every library."""
+    """Draws of a numpy Generator, put beside `like`: one seed gives the same uniforms on every library."""
     if not any(c.__name__ == "Generator" and c.__module__.startswith("numpy.random") for c in type(rng).__mro__):
         return NotImplemented
     return put(rng.random(size=shape, dtype="float64" if dtype == xp.float64 else "float32"), like)
@@ -51,6 +51,7 @@ class Backend:
     double: Callable[[Any], bool] = lambda x: False  # float64 arithmetic is there, and cheap, where x lies
     look: Callable[..., Any] = lambda of, x: None  # any(of(x)) if x can be read on the host now, else None
     adopt: Callable[[Any], Any] = lambda x: x  # one of the library's stranger arrays as its plain one
+    compares_uint64: bool = True
     device: Callable[[Any], Any] = lambda x: None
     put: Any = None  # (host value, like) -> array beside `like`
     arange: Any = None  # (n, dtype, like) -> array beside `like`
@@ -209,6 +210,12 @@ def register(array_type: type, /, *, namespace: Any, name: str | None = None, **
     words = {"kernels", "lift", "double", "look", "device", "put", "arange", "guard", "uniform"}
     if not words >= set(how):
         raise TypeError(f"register knows {sorted(words)}, got {sorted(set(how) - words)}.")
+    if not hasattr(namespace, "asarray"):
+        raise TypeError(f"register needs a namespace of the array API standard, a module, got {namespace!r}.")
+    if not OPS.keys() >= set(how.get("kernels", ())):
+        raise ValueError(f"there are kernels of {sorted(OPS)}, got {sorted(set(how['kernels']) - OPS.keys())}.")
+    if getattr(namespace, "__name__", "") == "numpy":
+        from array_api_compat import numpy as namespace  # numpy's own sort knows no `descending`
     if "look" in how:
         how["look"] = _of_condition(how["look"])
     _BY_TYPE[array_type] = _conforming(namespace, name, **how)

@@ -26,7 +26,7 @@ def use_kernels(on: bool, /, *, device: str = "cpu") -> None:
 
     Raises
     ------
-    ValueError : another device.
+    TypeError : neither True nor False. ValueError : another device.
 
     Examples
     --------
@@ -38,10 +38,12 @@ def use_kernels(on: bool, /, *, device: str = "cpu") -> None:
     global wanted, cuda, cuda_closed
     if device not in ("cpu", "cuda"):
         raise ValueError(f'there are kernels for device "cpu" and "cuda", got {device!r}.')
+    if not isinstance(on, bool):
+        raise TypeError(f"use_kernels takes True or False, got {on!r}.")
     if device == "cpu":
-        wanted = bool(on)
+        wanted = on
     else:
-        cuda, cuda_closed = bool(on), ""
+        cuda, cuda_closed = on, ""
 
 
 def close_cuda(why: str) -> None:

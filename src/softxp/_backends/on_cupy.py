@@ -19,7 +19,8 @@ compat: Any = cupy
 
 def _put(value: Any, like: Any) -> Any:
     with like.device:
-        return cp.asarray(value)
+        # (a number is filled in there, where a copy from the host would be waited for)
+        return cp.full((), value) if isinstance(value, (int, float)) else cp.asarray(value)
 
 
 def _arange(n: int, dtype: Any, like: Any) -> Any:

@@ -147,10 +147,18 @@ if _rows is not None:
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 
+
+def _plain(t: Any) -> bool:
+    """With numbers of its own in memory? (a batch of cotangents, `is_grads_batched`, is a Tensor by its class)"""
+    if t.__class__ not in _PLAIN or t.layout is not torch.strided or t.is_neg():
+        return False
+    return not torch._C._functorch.is_legacy_batchedtensor(t) and not t._is_zerotensor()
+
+
 DEVICE = _cuda.Device(
     xp=XP,
     kinds={torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"},
-    plain=lambda t: t.__class__ in _PLAIN and t.layout is torch.strided and not t.is_neg(),
+    plain=_plain,
     gpu=lambda t: t.get_device(),
     address=lambda t: t.data_ptr(),
     steps=lambda t: t.stride(),
@@ -518,7 +526,15 @@ def _uniform(rng: Any, shape: tuple, dtype: Any, like: Any) -> Any:
 
 
 def _put(value: Any, like: Any) -> Any:
+    if isinstance(value, (int, float)):  # (filled there, where a copy from the host would be waited for)
+        return torch.full((), value, device=like.device)
     return torch.asarray(value, device=like.device)
+
+
+def _adopt(x: Any) -> Any:
+    if x.layout is not torch.strided:
+        raise TypeError(f"softxp takes dense tensors, got one of layout {x.layout}; pass x.to_dense().")
+    return x
 
 
 def _pullback(name: str) -> Callable[..., Any]:
@@ -560,6 +576,8 @@ BACKEND = Backend(
     },
     double=lambda x: x.device.type == "cpu",
     look=_look,
+    compares_uint64=False,
+    adopt=_adopt,
     device=lambda x: x.device,
     put=_put,
     uniform=_uniform,

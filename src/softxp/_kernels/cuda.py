@@ -201,10 +201,13 @@ class Gpu:
             )
             try:
                 module = ask(driver.cuModuleLoadData, code)
+                self.modules.append(module)
+                function = ask(driver.cuModuleGetFunction, module, b"softrow")
+                # the driver puts off loading until a function is asked for something: now, not at a launch that is captured
+                ask(driver.cuFuncGetAttribute, driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NUM_REGS, function)
+                return function
             finally:
                 ask(driver.cuThreadExchangeStreamCaptureMode, mode)
-            self.modules.append(module)
-            return ask(driver.cuModuleGetFunction, module, b"softrow")
 
     @contextmanager
     def current(self) -> Iterator[None]:
