@@ -163,6 +163,7 @@ class Question:
     where: Any = None
     temperature: Any = 1.0
     factor: Any = None
+    cotangent: float | None = None
     labels: Any = None
     sample_weight: Any = None
     class_weight: Any = None
@@ -232,6 +233,7 @@ def answers(
         call.y = y.as_view()
     call.temperature = quantity(q, q.temperature)
     call.factor = P.Number(0, 0, 1.0) if q.factor is None else quantity(q, q.factor)
+    call.cotangent = P.Number(0, 0, 1.0) if q.cotangent is None else quantity(q, np.asarray([q.cotangent]))
     call.sample_weight = quantity(q, 1.0 if q.sample_weight is None else q.sample_weight)
     if q.labels is not None:
         labels = np.ascontiguousarray(q.labels).reshape(-1)
@@ -347,6 +349,7 @@ def _truths(q: Question) -> dict[str, Truth]:
     }
     if q.operation == "loss_and_gradient":
         ct = zero[..., 0] + (1 if q.factor is None else np.asarray(q.factor, LONG)[..., 0])
+        ct = ct * (1 if q.cotangent is None else q.cotangent)
         g = F.cross_entropy_vjp(
             call_formula, np, ct, None, ("x",), x=x, reduction="none", normalizer=None, **options, **whole
         )["x"]

@@ -312,10 +312,11 @@ def by_formulas(launch: SimpleNamespace) -> None:
         run(launch.operation, DTYPES[launch.element], DTYPES[launch.answer], launch.flags, launch.call)
 
 
-def _sum(operation: str, dtype: Any, answer: Any, flags: int, call: P.Call) -> None:
-    def number(given: P.Number) -> float:
-        return float(lying(given.address, (0,), (1,), np.float64)[0]) if given.address else given.value
+def number(given: P.Number) -> float:
+    return float(lying(given.address, (0,), (1,), np.float64)[0]) if given.address else given.value
 
+
+def _sum(operation: str, dtype: Any, answer: Any, flags: int, call: P.Call) -> None:
     def rows(given: P.Rows) -> Any:
         return lying(given.address, (given.step,), (call.rows,), np.float64)
 
@@ -394,11 +395,14 @@ def _run(operation: str, dtype: Any, of_answer: Any, flags: int, call: P.Call) -
             ignore_index=call.ignore_index if call.ignore else None, z_loss=call.z_loss,
             softcap=call.softcap if flags & P.SOFTCAP else None, **how,
         )  # fmt: skip
+        cotangent = number(call.cotangent)
+        if call.cotangent.address and cotangent == 1:
+            return
         t, loss = F.loss_rows(XP, x, compute=wide, **values)
         put(call.loss, np.broadcast_to(np.where(t.dropped, 0.0, t.s * loss), of_rows))
         put(call.weight, np.broadcast_to(np.where(t.dropped, 0.0, t.s * t.weight), of_rows))
         if operation == "loss_and_gradient":
-            ct = np.broadcast_to(quantity(call.factor), of_rows)[..., 0]
+            ct = cotangent * np.broadcast_to(quantity(call.factor), of_rows)[..., 0]
             more = dict(reduction="none", normalizer=None, **whole)
             answer(F.cross_entropy_vjp(rule, XP, ct, None, ("x",), x=x, **values, **more)["x"])
 

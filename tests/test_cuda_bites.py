@@ -127,6 +127,7 @@ MISTAKES = {
         ("softmax_pullback", "lanes"),
     ),
     "the temperature's rounding": ("+ error) * by - «q * excess»", "A(0)", *(("log_softmax", r) for r in ROADS)),
+    "no cotangent": ("number_of(call.factor, row) * «number_of(call.cotangent, 0)» * sample", "1", BLOCK, LANES),
     "what is dropped weighs": ("one.weight = «label.dropped» ? 0", "false", SHARE),
     "a class's weight is 1": ("bad ? 0 : «WEIGHTS» ? class_weight", "false", SHARE, BLOCK),
     "the mean of nothing": ("«divisor == 0 && sums[0] == 0»", "false", SHARE, TOTAL),

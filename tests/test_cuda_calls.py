@@ -590,10 +590,31 @@ def test_torch_forward_and_backward(gpu, torch):
         ct = torch.randn_like(y)
         torch.testing.assert_close(torch.autograd.grad(y, x, ct), torch.autograd.grad(want, x, ct))
     assert names(gpu) == [
-        "log_softmax", "log_softmax_pullback", "softmax", "softmax_pullback", "logsumexp", "softmax", "loss", "total",
-        "share", "loss_and_gradient",
+        "log_softmax", "log_softmax_pullback", "softmax", "softmax_pullback", "logsumexp", "softmax", "share",
+        "loss_and_gradient", "total", "loss_and_gradient",
     ]  # fmt: skip
     assert all(each.stream == 5 for each in gpu.driver.launches)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_torch_writes_the_gradient_with_the_loss(gpu, torch, reduction, dtype):
+    """The backward's launch finds it there, unless the loss was scaled; and rounds once in any case."""
+    x = torch.randn(4, 7, dtype=getattr(torch, dtype), requires_grad=True)
+    labels = torch.tensor([1, 2, -100, 6])
+    wide = x.detach().double().requires_grad_()
+    own = torch.nn.functional.cross_entropy(wide, labels, reduction=reduction)
+    (want,) = torch.autograd.grad(own, wide)
+    for scale in (1.0, 0.3):
+        loss = softxp.cross_entropy(x, labels, reduction=reduction)
+        by = torch.tensor(scale, dtype=x.dtype)
+        first = torch.autograd.grad(loss, x, by, retain_graph=True)[0]
+        (second,) = torch.autograd.grad(loss, x, by)  # computed anew
+        torch.testing.assert_close(
+            first, (want * by.double()).to(x.dtype), rtol=2e-5 if dtype == "float32" else 0, atol=1e-7
+        )
+        torch.testing.assert_close(first, second, rtol=1e-6, atol=0)
+    assert sum(each.call.cotangent.address != 0 for each in gpu.driver.launches) == 2
 
 
 def test_torch_double_backward_and_transforms_go_by_the_formula(gpu, torch):

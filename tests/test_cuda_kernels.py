@@ -176,6 +176,8 @@ def question(
     if rng.random() < 0.5:
         q.factor = rng.normal(size=rows)
     if rng.random() < 0.3:
+        q.cotangent = -0.625
+    if rng.random() < 0.3:
         q.z_loss = 0.01
         if flags & P.TEMPERATURE:
             q.temperature = rng.choice([1.0, 0.7, 5.0], rows)  # a limit's log-sum-exp is not finite
@@ -247,6 +249,19 @@ def test_every_road(operation, road):
                     ask(lib, operation, road, *how, n, np.random.default_rng(seed))
                 except AssertionError as e:
                     raise AssertionError(f"{road}, {how}, n = {n}, draw {again}: {e}") from e
+
+
+def test_a_gradient_that_is_there_already():
+    """A cotangent of 1, read from memory: nothing is written."""
+    for road in ("lanes", "a block", "pieces", "a cluster"):
+        (how, *_) = asked("loss_and_gradient", road)
+        q = question("loss_and_gradient", how[0], how[2], 3, 1, 33, np.random.default_rng(0))
+        q.answer, q.cotangent = how[1], 1.0
+        pieces = 4 if road in ("pieces", "a cluster") else 1
+        run = launches("loss_and_gradient", road, *how, 3 * pieces)
+        got = M.answers(library("loss_and_gradient"), q, run, pieces=pieces, piece=16 if pieces > 1 else 33)
+        canary = np.frombuffer(b"\xab" * 8, M.DTYPES[how[1]])[0]
+        assert (got["y"] == float(canary)).all(), road
 
 
 # --- sums over all rows ----------------------------------------------------------------------------------------------------

@@ -81,7 +81,8 @@ class Work(Layout):
         self.device, self.x, self.dtype, self.flags = device, x, dtype, 0  # dtype: of the answer
         self.held: list[Any] = []  # what the addresses in the call point to
         self.call = P.Call(rows=self.outer * self.inner, inner=self.inner, n=self.n)
-        self.call.temperature.value = self.call.factor.value = self.call.sample_weight.value = 1.0
+        for number in self.call.temperature, self.call.factor, self.call.sample_weight, self.call.cotangent:
+            number.value = 1.0
         self.call.x = self.view(x)
 
     @classmethod
@@ -310,22 +311,21 @@ class Loss(Work):
         self.summed("total")
         return y
 
-    def with_gradient(self, ct: Any = None, gradient: Any = None) -> Any:
-        """(2, rows) as of `losses`, and the gradient of ct · what they are reduced to: `gradient` is its dtype, or x's.
-        `ct` None: 1. None where declined.
-        """
-        call = self.call
-        if ct is not None:
-            each = self.reduction == "none"
-            call.factor = self.number(F.keep(self.device.xp, ct, self.axis)) if each else self.of_call(ct)
-        if self.reduction == "mean":
+    def share(self, share: Any = None) -> Any:
+        """What each row of a mean counts for, an array of one, found now or known; None where declined."""
+        if share is None:
             # what distributions add up to takes reading them: so the losses come first after all
             if self.flags & P.SOFT and self.normalizer is None and self.losses() is None:
                 return None
             share = self.device.empty((1,), self.device.xp.float64, self.x)
-            call.m = P.Rows(self.hold(share), 0)
+            self.call.m = P.Rows(self.hold(share), 0)
             self.summed("share")
-            call.factor = P.Number(call.m.address, 0, 0.0)
+        self.call.factor = P.Number(self.hold(share), 0, 0.0)
+        return share
+
+    def with_gradient(self, gradient: Any = None) -> Any:
+        """(2, rows) as of `losses`, and the gradient by x, of the dtype `gradient` or x's; None where declined."""
+        call = self.call
         answer, self.dtype = self.dtype, self.x.dtype if gradient is None else gradient
         derivative, call.y = self.new()
         both = self.losses("loss_and_gradient")
@@ -344,18 +344,37 @@ def _cross_entropy(device: Device, x: Any, labels: Any, **options: Any) -> Any:
 @on_gpu
 def _pull_cross_entropy(device: Device, ct: Any, y: Any, wanted: Any, x: Any, labels: Any, **options: Any) -> Any:
     loss = Loss.begin(device, x, labels, **options) if wanted == ("x",) and device.plain(ct) else None
-    if loss is None or (done := loss.with_gradient(ct)) is None:
+    if loss is None:
+        return NotImplemented
+    each = loss.reduction == "none"
+    loss.call.factor = loss.number(F.keep(device.xp, ct, loss.axis)) if each else loss.of_call(ct)
+    if (loss.reduction == "mean" and loss.share() is None) or (done := loss.with_gradient()) is None:
         return NotImplemented
     return {"x": done[1]}
 
 
 @on_gpu
 def _sweep_cross_entropy(device: Device, x: Any, labels: Any, gradient: Any = None, **options: Any) -> Any:
-    """The value, one number, and its gradient by the logits, of the dtype `gradient` or else theirs."""
+    """The value, one number; its gradient by the logits, of the dtype `gradient` or else theirs; and what `again` wants."""
     loss = Loss.begin(device, x, labels, **options) if options["reduction"] != "none" else None
-    if loss is None or loss.finer() or (done := loss.with_gradient(gradient=gradient)) is None:
+    if loss is None or loss.finer():
         return NotImplemented
-    return loss.reduced(done[0]), done[1]
+    share = loss.share() if loss.reduction == "mean" else None
+    if (loss.reduction == "mean" and share is None) or (done := loss.with_gradient(gradient)) is None:
+        return NotImplemented
+    return loss.reduced(done[0]), done[1], share
+
+
+@on_gpu
+def again(device: Device, ct: Any, gradient: Any, share: Any, x: Any, labels: Any, **options: Any) -> Any:
+    """The gradient that a sweep found, times ct: computed anew in its place unless ct is 1, which the GPU alone looks at."""
+    loss = Loss.begin(device, x, labels, **options) if all_plain(device, ct, gradient) else None
+    if loss is None:
+        return NotImplemented
+    if share is not None:
+        loss.share(share)
+    loss.call.cotangent, loss.call.y = loss.of_call(ct), loss.view(gradient)
+    return NotImplemented if loss.losses("loss_and_gradient") is None else gradient
 
 
 # --- rows that lie one after the other: what a small call costs is what it costs here ---------------------------------

@@ -3,6 +3,7 @@ Numba on the CPU; by NVRTC on CUDA, once they are turned on. Without them on the
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -308,13 +309,18 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
             setup(ctx, inputs[1:], output)
-            ctx.gradients = inputs[0].pop()
+            _, ctx.gradients, ctx.again = inputs[0]
+            inputs[0].clear()
 
         @staticmethod
         def backward(ctx: Any, *cts: Any) -> Any:
             gradients: Any = ctx.gradients
             ctx.gradients = None
-            if gradients is not None and not torch.is_grad_enabled():
+            if gradients is not None and ctx.again is not None and not torch.is_grad_enabled():
+                g = ctx.again(cts[0], gradients["x"], **ctx.fixed.join(ctx.saved_tensors[:-1]))
+                if g is not NotImplemented:
+                    return None, None, *(g if k == "x" else None for k in ctx.fixed.names)
+            elif gradients is not None and not torch.is_grad_enabled():
                 # 16 bits round once, so they are not scaled; but where looking at the scale means waiting for a GPU
                 narrow = any(g.dtype.itemsize <= 2 for g in gradients.values())
                 if not cts[0].is_cpu or cts[0] == 1 or (not narrow and cts[0].isfinite()):
@@ -336,12 +342,13 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
             return NotImplemented
         if op.sweep is not None and values.get("reduction") != "none" and not _transformed():
             with torch.no_grad():
-                return op.sweep(_again, XP, wanted, **values)
-        # on a GPU the backward, which knows the scale, writes the gradient once: here it would be read and written again
-        if name not in CPU.sweep or wanted != ["x"] or _road(values["x"]) is not CPU:
+                return *op.sweep(_again, XP, wanted, **values), None
+        if wanted != ["x"]:
             return NotImplemented
-        both = CPU.sweep[name](HOST, **values)
-        return both if both is NotImplemented else (both[0], {"x": both[1]})
+        both = _by_kernel("sweep", name, values)
+        if both is NotImplemented:
+            return both
+        return both[0], {"x": both[1]}, partial(_on_gpu_again, both[2]) if len(both) > 2 else None
 
     def lifted(values: dict[str, Any]) -> Any:
         if not _compiling() and not _followed(values):
@@ -356,6 +363,10 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         return forward(XP, **values)
 
     return lifted
+
+
+def _on_gpu_again(share: Any, ct: Any, gradient: Any, **values: Any) -> Any:
+    return _cuda.again(DEVICE, ct, gradient, share, **values) if _road(values["x"]) is CUDA else NotImplemented
 
 
 def _followed(values: dict[str, Any]) -> bool:

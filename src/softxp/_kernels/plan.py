@@ -36,7 +36,8 @@ apart, step 0 for one that is all rows'. A `Number` without an address is its `v
 `label_kind` is its size in bytes, negative where it is unsigned; bad ones give NaN, and are never an address.
 
 loss is `s · loss` and weight is `s · W` of docs/semantics.md, both 0 in a dropped row: "mean" is Σ loss / Σ weight. The
-gradient is that of `factor · s · loss`. The mean of nothing, 0 / 0, is 0, and so is its gradient.
+gradient is that of `cotangent · factor · s · loss`; where `cotangent` has an address and is 1, nothing is done, since y
+holds that gradient already. The mean of nothing, 0 / 0, is 0, and so is its gradient.
 
 Pullbacks start from x, not from p: an answer of 16 bits is too short for it, and p does not say which rows are frozen.
 Arithmetic is float32 for 16 and 32 bits, float64 for float64. v and y are fastest where they lie as x does: their addresses
@@ -74,7 +75,7 @@ class Rows(ctypes.Structure):
 
 
 class Call(ctypes.Structure):
-    """softrow.cu's `Call`, field by field. All starts as 0: set the values of temperature, factor and sample_weight."""
+    """softrow.cu's `Call`, field by field. All starts as 0: temperature, factor, sample_weight, cotangent want a value."""
 
     _fields_ = (
         ("x", View),
@@ -85,6 +86,7 @@ class Call(ctypes.Structure):
         ("factor", Number),  # of each row; in softmax it counts where it has an address
         ("sample_weight", Number),  # of each row
         ("divisor", Number),  # of the call
+        ("cotangent", Number),  # of the call
         ("label", Rows),
         ("loss", Rows),
         ("weight", Rows),

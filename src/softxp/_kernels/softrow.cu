@@ -37,7 +37,7 @@ struct Rows {
 
 struct Call {
   View x, y, v, mask;
-  Number temperature, factor, sample_weight, divisor;
+  Number temperature, factor, sample_weight, divisor, cotangent;
   Rows label, loss, weight, m, r;
   Address class_weight, workspace;
   Long rows, inner, n, pieces, piece, ignore_index;
@@ -848,7 +848,8 @@ struct Work {
       derivative = call.factor.address != 0;
       if (derivative) factor = A(number_of(call.factor, row));
     }
-    if constexpr (C::OPERATION == LOSS_AND_GRADIENT) factor = A(number_of(call.factor, row) * sample);
+    if constexpr (C::OPERATION == LOSS_AND_GRADIENT)
+      factor = A(number_of(call.factor, row) * number_of(call.cotangent, 0) * sample);
     if constexpr (C::OPERATION == LOG_SOFTMAX_PULLBACK) {  // the loss's adjoint of -v
       factor = -1;
       rest_q = A(s[C::V_REST]);
@@ -1063,6 +1064,8 @@ struct Sums {
 
 template <class C>
 HERE void run(const Call& call, typename C::Shared& shared) {
+  if constexpr (C::OPERATION == LOSS_AND_GRADIENT)  // is the answer there already?
+    if (call.cotangent.address && number_of(call.cotangent, 0) == 1) return;
   if constexpr (C::OPERATION >= TOTAL) Sums<C>{call, shared}.go();
   else Work<C>(call, shared).go();
 }
