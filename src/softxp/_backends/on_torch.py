@@ -148,12 +148,14 @@ if _rows is not None:
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 
+_legacy_batch = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
+
 
 def _plain(t: Any) -> bool:
     """With numbers of its own in memory? (a batch of cotangents, `is_grads_batched`, is a Tensor by its class)"""
     if t.__class__ not in _PLAIN or t.layout is not torch.strided or t.is_neg():
         return False
-    return not torch._C._functorch.is_legacy_batchedtensor(t) and not t._is_zerotensor()
+    return not (_legacy_batch(t) or t._is_zerotensor())
 
 
 DEVICE = _cuda.Device(
