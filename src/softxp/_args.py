@@ -4,7 +4,7 @@ Shapes and dtypes are looked at, values only where the backend says that they ca
 (`backend.look`), so that lazy, traced and device arrays pass through untouched.
 """
 
-from functools import cache, partial
+from functools import partial
 from math import prod
 from numbers import Integral, Real
 from operator import index
@@ -380,7 +380,7 @@ def labels(backend: Any, y: Any, x: Any, axis: tuple[int, ...], ignore_index: An
         return backend.xp.reshape(backend.arange(size, y.dtype, x), where)
 
     # 8 bytes a class, which row kernels never look at: there, made when asked for
-    return row_layout(backend, y, x, axis), cache(classes) if backend.rows(x) else classes(), ignore_index
+    return row_layout(backend, y, x, axis), classes if backend.rows(x) else classes(), ignore_index
 
 
 def _bad_labels(size: int, ignore_index: int | None, y: Any) -> Any:

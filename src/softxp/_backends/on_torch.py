@@ -375,7 +375,7 @@ def _followed(values: dict[str, Any]) -> bool:
     """Does an autograd follow this call? Entering a Function that nobody follows costs more than a small call itself."""
     if forward_ad._current_level >= 0 or _transformed():
         return True
-    return torch.is_grad_enabled() and any(is_array(v) and v.requires_grad for v in values.values())
+    return torch.is_grad_enabled() and any(getattr(v, "requires_grad", False) for v in values.values())
 
 
 def _again(name: str, **values: Any) -> Any:
