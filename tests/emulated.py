@@ -18,6 +18,7 @@ import numpy as np
 
 import softxp
 from softxp import _formulas as F
+from softxp import _loss as L
 from softxp._kernels import plan as P
 from softxp_conformance import ulp
 from softxp_conformance.budgets import PROMISE
@@ -337,7 +338,7 @@ def _truths(q: Question) -> dict[str, Truth]:
         label_smoothing=q.smoothing, class_weight=wide, sample_weight=of_rows, ignore_index=q.ignore_index, z_loss=q.z_loss,
         softcap=q.softcap or None, **how,
     )  # fmt: skip
-    targets, loss = F.loss_rows(np, x, compute=LONG, **options)
+    targets, loss = L.loss_rows(np, x, compute=LONG, **options)
     zero = np.zeros_like(loss)
     loss = np.where(targets.dropped, zero, loss if targets.s is None else targets.s * loss)
     weight = np.where(targets.dropped, zero, targets.weight if targets.s is None else targets.s * targets.weight)
@@ -350,7 +351,7 @@ def _truths(q: Question) -> dict[str, Truth]:
     if q.operation == "loss_and_gradient":
         ct = zero[..., 0] + (1 if q.factor is None else np.asarray(q.factor, LONG)[..., 0])
         ct = ct * (1 if q.cotangent is None else q.cotangent)
-        g = F.cross_entropy_vjp(
+        g = L.cross_entropy_vjp(
             call_formula, np, ct, None, ("x",), x=x, reduction="none", normalizer=None, **options, **whole
         )["x"]
         g = np.where(targets.dropped, 0, g)  # whatever the temperature is

@@ -16,6 +16,7 @@ import numpy as np
 from array_api_compat import numpy as compat
 
 from softxp import _formulas as F
+from softxp import _loss as L
 from softxp._backends import _warm, evaluate
 from softxp._backends._numpy import XP
 from softxp._kernels import cuda
@@ -398,13 +399,13 @@ def _run(operation: str, dtype: Any, of_answer: Any, flags: int, call: P.Call) -
         cotangent = number(call.cotangent)
         if call.cotangent.address and cotangent == 1:
             return
-        t, loss = F.loss_rows(XP, x, compute=wide, **values)
+        t, loss = L.loss_rows(XP, x, compute=wide, **values)
         put(call.loss, np.broadcast_to(np.where(t.dropped, 0.0, t.s * loss), of_rows))
         put(call.weight, np.broadcast_to(np.where(t.dropped, 0.0, t.s * t.weight), of_rows))
         if operation == "loss_and_gradient":
             ct = cotangent * np.broadcast_to(quantity(call.factor), of_rows)[..., 0]
             more = dict(reduction="none", normalizer=None, **whole)
-            answer(F.cross_entropy_vjp(rule, XP, ct, None, ("x",), x=x, **values, **more)["x"])
+            answer(L.cross_entropy_vjp(rule, XP, ct, None, ("x",), x=x, **values, **more)["x"])
 
 
 # --- put in place ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from . import _args as args
 from . import _formulas as F
+from . import _loss as L
 from ._op import is_array
 
 BUDGET = 1 << 25  # bytes of a tile and its gradient
@@ -210,8 +211,8 @@ def state_losses(xp, state, t, temperature, z_loss, label_smoothing):
     """Loss of each row before its sample weight."""
     dot, mass, _ = mixed(xp, state, label_smoothing)
     log = xp.log1p(state.r)
-    lse = F.temper(state.m, temperature) + log if z_loss else None
-    return F.row_losses(xp, t, mass * log - dot, lse, z_loss, (1,))
+    lse = L.temper(state.m, temperature) + log if z_loss else None
+    return L.row_losses(xp, t, mass * log - dot, lse, z_loss, (1,))
 
 
 def tile_gradient(xp, g, state, f, bad, wanted, *, softcap, label_smoothing, z_loss, compute):
@@ -228,7 +229,7 @@ def tile_gradient(xp, g, state, f, bad, wanted, *, softcap, label_smoothing, z_l
     gz = p * (mass - q) + q * xp.expm1(d - log)
     row_sum = None
     if z_loss:
-        row_sum = 2 * z_loss * state.mass * (F.temper(state.m, g.temperature) + log)
+        row_sum = 2 * z_loss * state.mass * (L.temper(state.m, g.temperature) + log)
         gz = gz + row_sum * p
         # of this tile alone
         row_sum = f * row_sum * F.total(xp, p, (1,))
@@ -248,7 +249,7 @@ class Call(NamedTuple):
     g: Given
     size: tuple[int, int]
     state: Any  # where the vocabulary is cut
-    t: F.Targets  # the rows' weights and marks; nothing of the vocabulary's size
+    t: L.Targets  # the rows' weights and marks; nothing of the vocabulary's size
     reduction: str
     normalizer: Any
     how: dict[str, Any]  # what both kinds of tile take
@@ -266,7 +267,7 @@ def begin(
     )
     n, bad, ignored = kernel.shape[0], None, None
     if g.classes is not None:
-        bad, ignored = F.outside(g.labels, n if vocabulary is None else vocabulary, ignore_index)
+        bad, ignored = L.outside(g.labels, n if vocabulary is None else vocabulary, ignore_index)
     if state is not None:
         other = state.seen != vocabulary
         bad = other if bad is None else bad | other
@@ -277,7 +278,7 @@ def begin(
     else:
         weight = row_weights(xp, g, size[0], None if ignored is None else bad | ignored, compute)
     s = None if g.s is None else F.cast(xp, g.s, compute)
-    t = F.Targets(None, None, None, None, weight, s, bad, *F.uncounted(weight, s, bad, ignored))
+    t = L.Targets(None, None, None, None, weight, s, bad, *L.uncounted(weight, s, bad, ignored))
     return Call(g, size, state, t, reduction, normalizer, how)
 
 
@@ -333,7 +334,7 @@ def row_losses(xp, c):
 
 def linear_cross_entropy(xp, hidden, kernel, labels, *, dtype, **values):
     c = begin(xp, hidden, kernel, labels, dtype=dtype, **values)
-    y = F.reduce_rows(xp, c.t, row_losses(xp, c), c.normalizer, c.reduction, (1,))[0]
+    y = L.reduce_rows(xp, c.t, row_losses(xp, c), c.normalizer, c.reduction, (1,))[0]
     return F.cast(xp, y if c.reduction != "none" else xp.reshape(y, hidden.shape[:-1]), dtype)
 
 
@@ -406,7 +407,7 @@ def cross_entropy_swept(call, xp, wanted, values, gradient):
     if both is not NotImplemented:
         return both[0], {"x": both[1]}
     y = call("cross_entropy", **values)
-    return y, F.cross_entropy_vjp(call, xp, xp.ones_like(y), y, wanted, **values)
+    return y, L.cross_entropy_vjp(call, xp, xp.ones_like(y), y, wanted, **values)
 
 
 MOVING = ("hidden", "kernel", "bias", "temperature")
@@ -424,10 +425,10 @@ def known_to_move(names):
 def factors(xp, c, ct):
     """The cotangent of each row's loss, 0 for dropped rows, from that of the answer."""
     t, zero = c.t, xp.zeros_like(c.t.weight)
-    norm = F.denominator(xp, t, c.normalizer, zero) if c.reduction == "mean" else None
+    norm = L.denominator(xp, t, c.normalizer, zero) if c.reduction == "mean" else None
     if c.reduction == "none":
         ct = xp.reshape(ct, zero.shape)
-    f = zero + F.row_cotangent(xp, ct, norm, "sum" if norm is None else "mean", (1,))
+    f = zero + L.row_cotangent(xp, ct, norm, "sum" if norm is None else "mean", (1,))
     return xp.where(t.dropped, zero, f if t.s is None else f * t.s)
 
 
@@ -496,7 +497,7 @@ def jvp_of_rows(call, xp, tangents, *, dtype, **values):
             dz = dz + xp.product(tile.hidden, xp.permute_dims(dw, (1, 0)))
         how = as_cross_entropy(tile, z, "none", None, c.how)
         moved = {"x": dz} if dt is None else {"x": dz, "temperature": dt}
-        return none, (F.keep(xp, F.cross_entropy_jvp(call, xp, call("cross_entropy", **how), moved, **how), (1,)),)
+        return none, (F.keep(xp, L.cross_entropy_jvp(call, xp, call("cross_entropy", **how), moved, **how), (1,)),)
 
     dy = F.cast(xp, over_rows(xp, g, c.size[0], of, (), dh, dt)[1][0], c.how["compute"])
     dy = xp.where(c.t.dropped, xp.zeros_like(dy), dy if c.t.s is None else c.t.s * dy)

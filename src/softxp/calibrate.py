@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from . import _args as args
 from . import _formulas as F
+from . import _loss as L
 from ._backends import find
 from .core import cross_entropy
 
@@ -41,7 +42,7 @@ def _rows_and_labels(
 
 def counted(xp, like, *, labels, classes, soft, axis, sample_weight, ignore_index, compute):
     """The targets, and how much each row counts."""
-    t = F.targets(
+    t = L.targets(
         xp, like, labels, None if soft else classes, axis=axis, where=None, label_smoothing=0.0, class_weight=None,
         sample_weight=sample_weight, ignore_index=ignore_index, compute=compute,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from . import _args as args
 from . import _formulas as F
+from . import _loss as L
 from ._backends import call
 from ._op import OPS, Op, record
 
@@ -310,7 +311,7 @@ def cross_entropy_values(
 
 
 CROSS_ENTROPY = Op(
-    "cross_entropy", cross_entropy_values, F.cross_entropy, F.cross_entropy_vjp, F.cross_entropy_jvp, ("x", "labels")
+    "cross_entropy", cross_entropy_values, L.cross_entropy, L.cross_entropy_vjp, L.cross_entropy_jvp, ("x", "labels")
 )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from . import _args as args
 from . import _formulas as F
+from . import _loss as L
 from ._backends import call
 from ._op import Op, record
 
@@ -34,20 +35,20 @@ def entropy_slopes(call, xp, x, axis, where, temperature, compute):
     """∂H/∂z_i = -p_i (log p_i + H) = p_i (Σ p d - d_i)."""
     p = call("softmax", x=x, axis=axis, where=where, temperature=temperature, dtype=compute, compute=compute)
     d, zero = apart(xp, x, axis, where, temperature, compute).d, xp.zeros_like(p)
-    return (F.Slope("x", F.softmax_derivative(xp, p, xp.where(d == -INF, zero, -d), axis), temperature),)
+    return (L.Slope("x", F.softmax_derivative(xp, p, xp.where(d == -INF, zero, -d), axis), temperature),)
 
 
 def entropy_vjp(call, xp, ct, y, wanted, x, *, axis, where=None, temperature=1.0, keepdims, dtype, compute):
     slopes = entropy_slopes(call, xp, x, axis, where, temperature, compute)
     values = dict(x=x, axis=axis, where=where, temperature=temperature, compute=compute)
     ct = F.cast(xp, ct if keepdims else F.keep(xp, ct, axis), compute)
-    return F.pull_slopes(xp, slopes, ct, None, wanted, values)
+    return L.pull_slopes(xp, slopes, ct, None, wanted, values)
 
 
 def entropy_jvp(call, xp, y, tangents, x, *, axis, where=None, temperature=1.0, keepdims, dtype, compute):
     slopes = entropy_slopes(call, xp, x, axis, where, temperature, compute)
     values = dict(x=x, axis=axis, where=where, temperature=temperature, compute=compute)
-    dy = F.push_slopes(xp, slopes, None, tangents, values)
+    dy = L.push_slopes(xp, slopes, None, tangents, values)
     return F.cast(xp, dy if keepdims else F.drop(xp, dy, axis), dtype)
 
 
@@ -126,7 +127,7 @@ def divergence_slopes(call, xp, names, x, q_logits, axis, where, temperature, co
     by_q = xp.where(s.only_p, -p, xp.where(s.only_q, q, xp.where(up, p * e, -q * e)))
     by_q = xp.where(s.none, zero, by_q)
     by_p, by_q = (xp.where(s.sick, zero + NAN, each) for each in (by_p, by_q))
-    return F.Slope(names[0], factor * by_p, temperature), F.Slope(names[1], factor * by_q, temperature)
+    return L.Slope(names[0], factor * by_p, temperature), L.Slope(names[1], factor * by_q, temperature)
 
 
 def kl_forward(xp, x, q_logits, *, axis, where=None, temperature=1.0, dtype, compute):
@@ -137,7 +138,7 @@ def kl_forward(xp, x, q_logits, *, axis, where=None, temperature=1.0, dtype, com
 def kl_vjp(call, xp, ct, y, wanted, x, q_logits, *, dtype, **values):
     slopes = divergence_slopes(call, xp, ("x", "q_logits"), x, q_logits, **values)
     ct, y = (F.cast(xp, F.keep(xp, each, values["axis"]), values["compute"]) for each in (ct, y))
-    out = F.pull_slopes(xp, slopes, ct, None, wanted, dict(values, x=x, q_logits=q_logits))
+    out = L.pull_slopes(xp, slopes, ct, None, wanted, dict(values, x=x, q_logits=q_logits))
     # an answer that is NaN moves by NaN, though one side be frozen
     nan = xp.where(y == y, xp.zeros_like(y), xp.full_like(y, NAN))
     nan = nan if values["where"] is None else xp.where(values["where"], nan, xp.zeros_like(nan))
@@ -146,7 +147,7 @@ def kl_vjp(call, xp, ct, y, wanted, x, q_logits, *, dtype, **values):
 
 def kl_jvp(call, xp, y, tangents, x, q_logits, *, dtype, **values):
     slopes = divergence_slopes(call, xp, ("x", "q_logits"), x, q_logits, **values)
-    dy = F.drop(xp, F.push_slopes(xp, slopes, None, tangents, dict(values, x=x, q_logits=q_logits)), values["axis"])
+    dy = F.drop(xp, L.push_slopes(xp, slopes, None, tangents, dict(values, x=x, q_logits=q_logits)), values["axis"])
     return F.cast(xp, dy * xp.where(y == y, xp.ones_like(dy), xp.full_like(dy, NAN)), dtype)
 
 
@@ -167,7 +168,7 @@ def everyone(xp, like, sample_weight, compute):
     one = xp.zeros_like(like) + 1
     s = None if sample_weight is None else F.cast(xp, sample_weight, compute)
     nobody = one == 0
-    return F.Targets(None, None, None, None, one, s, None, nobody, nobody if s is None else nobody | (s == 0))
+    return L.Targets(None, None, None, None, one, s, None, nobody, nobody if s is None else nobody | (s == 0))
 
 
 HARD: Any = dict(label_smoothing=0.0, z_loss=0.0, softcap=None)  # of the hard part, plain cross-entropy
@@ -190,19 +191,19 @@ def distillation_forward(
     if labels is None:
         counts = everyone(xp, loss, sample_weight, compute)
     else:
-        counts, entropy = F.loss_rows(
+        counts, entropy = L.loss_rows(
             xp, x, labels, axis=axis, classes=classes, where=where, sample_weight=sample_weight,
             ignore_index=ignore_index, compute=compute, **HARD,
         )  # fmt: skip
         loss = loss + hard * entropy if hard else loss
-    return F.cast(xp, F.reduce_rows(xp, counts, loss, normalizer, reduction, axis)[0], dtype)
+    return F.cast(xp, L.reduce_rows(xp, counts, loss, normalizer, reduction, axis)[0], dtype)
 
 
 def distillation_parts(call, xp, x, teacher, *, labels, alpha, **values):
     axis, where, temperature, compute = (values[k] for k in ("axis", "where", "temperature", "compute"))
     soft, hard = mixture(labels, alpha)
     loss, direct = 0, {}
-    slopes: tuple[F.Slope, ...] = (F.Slope("teacher", xp.zeros_like(F.cast(xp, teacher, compute)), temperature),)
+    slopes: tuple[L.Slope, ...] = (L.Slope("teacher", xp.zeros_like(F.cast(xp, teacher, compute)), temperature),)
     if soft:
         t, kl = soft_part(xp, x, teacher, axis, where, temperature, compute)
         loss = soft * (t * (t * kl))
@@ -211,8 +212,8 @@ def distillation_parts(call, xp, x, teacher, *, labels, alpha, **values):
         )
         direct["temperature"] = lambda: (2 * soft * t * kl, None)
     if labels is None:
-        return F.parts_of(xp, everyone(xp, loss, values["sample_weight"], compute), loss, slopes, direct, **values)
-    counts, entropy, slope, more = F.cross_entropy_by_rows(call, xp, x, labels, **dict(values, temperature=1.0))
+        return L.parts_of(xp, everyone(xp, loss, values["sample_weight"], compute), loss, slopes, direct, **values)
+    counts, entropy, slope, more = L.cross_entropy_by_rows(call, xp, x, labels, **dict(values, temperature=1.0))
     if hard:
         loss = loss + hard * entropy
         slopes = (*slopes, slope._replace(gz=hard * slope.gz))
@@ -222,17 +223,17 @@ def distillation_parts(call, xp, x, teacher, *, labels, alpha, **values):
         dl, dw = by_loss()
         return hard * dl, dw
 
-    return F.parts_of(xp, counts, loss, slopes, dict(direct, labels=by_labels), **values)
+    return L.parts_of(xp, counts, loss, slopes, dict(direct, labels=by_labels), **values)
 
 
 def distillation_vjp(call, xp, ct, y, wanted, x, teacher, **values):
     values = dict(values, x=x, teacher=teacher)
-    return F.loss_vjp(xp, ct, distillation_parts(call, xp, **values), wanted, values)
+    return L.loss_vjp(xp, ct, distillation_parts(call, xp, **values), wanted, values)
 
 
 def distillation_jvp(call, xp, y, tangents, x, teacher, **values):
     values = dict(values, x=x, teacher=teacher)
-    return F.loss_jvp(xp, distillation_parts(call, xp, **values), tangents, values)
+    return L.loss_jvp(xp, distillation_parts(call, xp, **values), tangents, values)
 
 
 # --- entropy, kl_divergence, distillation_loss -----------------------------------------------------------------------

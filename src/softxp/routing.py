@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from . import _args as args
 from . import _formulas as F
+from . import _loss as L
 from ._backends import call, find
 from ._op import OPS, Op, record
 
@@ -182,7 +183,7 @@ def squares(xp, call, x, axis, where, sample_weight, compute):
 def row_targets(xp, w, sample_weight, compute):
     """What the reduction of rows asks of labels: each row weighs 1, and s says how often it counts."""
     s = None if sample_weight is None else F.cast(xp, sample_weight, compute)
-    return F.Targets(None, None, None, None, xp.ones_like(w), s, None, w == 0, w == 0)
+    return L.Targets(None, None, None, None, xp.ones_like(w), s, None, w == 0, w == 0)
 
 
 def router_z_loss_forward(
@@ -190,7 +191,7 @@ def router_z_loss_forward(
 ):  # fmt: skip
     lse, where, w = squares(xp, xp.call, x, axis, where, sample_weight, compute)
     t = row_targets(xp, w, sample_weight, compute)
-    return F.cast(xp, F.reduce_rows(xp, t, lse * lse, normalizer, reduction, axis)[0], dtype)
+    return F.cast(xp, L.reduce_rows(xp, t, lse * lse, normalizer, reduction, axis)[0], dtype)
 
 
 def router_z_parts(call, xp, x, *, axis, where, sample_weight, compute, **values):
@@ -198,19 +199,19 @@ def router_z_parts(call, xp, x, *, axis, where, sample_weight, compute, **values
     lse, where, w = squares(xp, call, x, axis, where, sample_weight, compute)
     p = call("softmax", x=x, axis=axis, where=where, dtype=compute, compute=compute)
     values.update(x=x, axis=axis, where=where, sample_weight=sample_weight, compute=compute)
-    slope = F.Slope("x", 2 * lse * p, 1.0, 2 * lse)
+    slope = L.Slope("x", 2 * lse * p, 1.0, 2 * lse)
     t = row_targets(xp, w, sample_weight, compute)
-    return F.parts_of(xp, t, lse * lse, (slope,), {}, **values), values
+    return L.parts_of(xp, t, lse * lse, (slope,), {}, **values), values
 
 
 def router_z_loss_vjp(call, xp, ct, y, wanted, x, **values):
     parts, values = router_z_parts(call, xp, x, **values)
-    return F.loss_vjp(xp, ct, parts, wanted, values)
+    return L.loss_vjp(xp, ct, parts, wanted, values)
 
 
 def router_z_loss_jvp(call, xp, y, tangents, x, **values):
     parts, values = router_z_parts(call, xp, x, **values)
-    return F.loss_jvp(xp, parts, tangents, values)
+    return L.loss_jvp(xp, parts, tangents, values)
 
 
 # --- topk_softmax ----------------------------------------------------------------------------------------------------

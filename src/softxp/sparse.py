@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from . import _args as args
 from . import _formulas as F
+from . import _loss as L
 from ._backends import call
 from ._op import Op, record
 
@@ -291,7 +292,7 @@ def slack(xp, h, s):
 
 
 class SparseRows(NamedTuple):
-    t: F.Targets
+    t: L.Targets
     loss: Any  # row
     p: Any
     h: Any  # (..., n) `height`
@@ -305,21 +306,21 @@ def sparse_rows(
     u = F.masked(xp, x, where, compute)
     m = F.row_max(xp, u, axis)
     _, d, _ = F.distances(xp, u, m, temperature, x.dtype == compute)
-    t = F.targets(
+    t = L.targets(
         xp, d, labels, classes, axis=axis, where=where, label_smoothing=label_smoothing, class_weight=None,
         sample_weight=sample_weight, ignore_index=ignore_index, compute=compute,
     )  # fmt: skip
     h = height(xp, p, d, alpha, axis)
     below = xp.where(t.q == 0, xp.zeros_like(h), t.q * slack(xp, h, excess(xp, alpha, compute)))
     loss = F.total(xp, bregman(xp, t.q, p, h, alpha) + below, axis)
-    return SparseRows(t, F.row_losses(xp, t, loss, None, 0.0, axis), p, h)
+    return SparseRows(t, L.row_losses(xp, t, loss, None, 0.0, axis), p, h)
 
 
 def entmax_loss_forward(xp, x, labels, *, reduction, normalizer=None, dtype, **options):
     how = {k: options[k] for k in ("alpha", "axis", "where", "temperature", "compute") if k in options}
     p = entmax_forward(xp, x, **how, dtype=how["compute"])
     of = sparse_rows(xp, p, x, labels, **options)
-    return F.cast(xp, F.reduce_rows(xp, of.t, of.loss, normalizer, reduction, options["axis"])[0], dtype)
+    return F.cast(xp, L.reduce_rows(xp, of.t, of.loss, normalizer, reduction, options["axis"])[0], dtype)
 
 
 def omega_slope(xp, p, alpha):
@@ -370,15 +371,15 @@ def entmax_loss_parts(call, xp, x, labels, *, alpha, label_smoothing, **values):
         return F.total(xp, omega_slope(xp, y, alpha) - omega_slope(xp, p, alpha), axis), None
 
     direct = {"labels": by_labels, "alpha": by_alpha}
-    return F.parts_of(xp, t, of.loss, (F.Slope("x", gz, temperature),), direct, **values)
+    return L.parts_of(xp, t, of.loss, (L.Slope("x", gz, temperature),), direct, **values)
 
 
 def entmax_loss_vjp(call, xp, ct, y, wanted, **values):
-    return F.loss_vjp(xp, ct, entmax_loss_parts(call, xp, **values), wanted, values)
+    return L.loss_vjp(xp, ct, entmax_loss_parts(call, xp, **values), wanted, values)
 
 
 def entmax_loss_jvp(call, xp, y, tangents, **values):
-    return F.loss_jvp(xp, entmax_loss_parts(call, xp, **values), tangents, values)
+    return L.loss_jvp(xp, entmax_loss_parts(call, xp, **values), tangents, values)
 
 
 # --- sparsemax, entmax -----------------------------------------------------------------------------------------------

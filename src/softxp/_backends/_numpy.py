@@ -9,6 +9,7 @@ import numpy as np
 from array_api_compat import numpy as compat
 
 from .. import _formulas as F
+from .. import _loss as L
 from .._op import Op
 from . import _threads, _tiles
 from ._namespace import blocked, careful
@@ -181,14 +182,14 @@ def _reduction(op: Op, values: dict[str, Any], cut: int, pieces: list[slice]) ->
 def _loss(op: Op, values: dict[str, Any], cut: int, pieces: list[slice]) -> Any:
     how = {k: values[k] for k in ("normalizer", "reduction", "axis")}
     of_rows = {k: v for k, v in values.items() if k not in ("normalizer", "reduction", "dtype")}
-    parts = _each(lambda part: F.loss_rows(XP, **part), of_rows, cut, pieces)
+    parts = _each(lambda part: L.loss_rows(XP, **part), of_rows, cut, pieces)
     weight, dropped, loss = (
         np.concatenate(each, axis=cut) for each in zip(*((t.weight, t.dropped, a) for t, a in parts), strict=True)
     )
     s = values["sample_weight"]
     s = None if s is None else s.astype(values["compute"], copy=False)
-    t = F.Targets(None, None, None, None, weight, s, None, dropped, dropped)
-    return F.reduce_rows(XP, t, loss, **how)[0].astype(values["dtype"], copy=False)
+    t = L.Targets(None, None, None, None, weight, s, None, dropped, dropped)
+    return L.reduce_rows(XP, t, loss, **how)[0].astype(values["dtype"], copy=False)
 
 
 _SERVE = {

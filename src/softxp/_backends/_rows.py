@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import _formulas as F
+from .. import _loss as L
 from . import _threads, _warm
 from ._geometry import Layout, neighbours
 from ._numpy import XP, quiet
@@ -346,7 +347,7 @@ def _pull_logsumexp(
 class Loss:
     """One call of cross_entropy, or of entmax_loss: its rows, and the formula's `Targets` for them."""
 
-    def __init__(self, host: Host, rows: Rows, targets: F.Targets, how: dict[str, Any], kernel: Any) -> None:
+    def __init__(self, host: Host, rows: Rows, targets: L.Targets, how: dict[str, Any], kernel: Any) -> None:
         self.host, self.rows, self.t, self.how, self.kernel = host, rows, targets, how, kernel
 
     @classmethod
@@ -400,7 +401,7 @@ class Loss:
         rows.vector(_memory.LABEL, np.where(dropped, -1, label) if dropped.any() else label, np.int64)
         if not isinstance(normalizer, (float, type(None))):
             normalizer = host.numbers(normalizer)
-        targets = F.Targets(None, None, w, None, weight, s, None, weightless, dropped)
+        targets = L.Targets(None, None, w, None, weight, s, None, weightless, dropped)
         how = dict(normalizer=normalizer, reduction=reduction, axis=axis)
         return cls(host, rows, targets, how, getattr(_kernels, kernel))
 
@@ -414,16 +415,16 @@ class Loss:
         return loss.reshape(rows.row_shape), gradient
 
     def reduced(self, loss: Any) -> tuple[Any, Any, Any]:
-        return F.reduce_rows(XP, self.t, loss, **self.how)
+        return L.reduce_rows(XP, self.t, loss, **self.how)
 
     def with_gradient(self, ct: Any) -> tuple[Any, Any]:
         """All rows' losses, and the gradient of ct · what they are reduced to, in one sweep."""
         t, norm = self.t, None
         if self.how["reduction"] == "mean":
-            norm = F.denominator(XP, t, self.how["normalizer"], np.zeros(self.rows.row_shape))
+            norm = L.denominator(XP, t, self.how["normalizer"], np.zeros(self.rows.row_shape))
             if not norm.all():  # the mean of nothing, or infinite
                 norm = self.reduced(self.losses()[0])[2]
-        alpha = F.row_cotangent(np, ct, norm, self.how["reduction"], self.how["axis"])
+        alpha = L.row_cotangent(np, ct, norm, self.how["reduction"], self.how["axis"])
         return self.losses(alpha if t.s is None else alpha * t.s)
 
 
