@@ -25,39 +25,28 @@ def arrays():
     x = rng(0).standard_normal((4, 7))
     mask = rng(9).random((4, 7)) > 0.2
     mask[:, [1, 2, 6]] = True
-    soft = rng(4).dirichlet(np.ones(7), 4)
     weights = dict(label_smoothing=0.1, z_loss=0.1, softcap=3.0)
     w, s, t = rng(1).random(7) + 0.5, rng(2).random(4) + 0.5, rng(3).random((4, 1)) + 0.5
     mask = jnp.asarray(mask)
     return {
         "softmax": (lambda x, t: softxp.softmax(x, temperature=t, where=mask), x, t),
-        "log_softmax": (lambda x, t: softxp.log_softmax(x, temperature=t), x, t),
         "logsumexp": (
             lambda x, b: softxp.logsumexp(x, b=b, axis=1, return_sign=True)[0],
             x,
             rng(5).standard_normal((4, 7)),
         ),
-        "logmeanexp": (lambda x: softxp.logmeanexp(x, axis=(0, 1)), x),
-        "logcumsumexp": (lambda x: softxp.logcumsumexp(x), x),
         "integers": (
             lambda x, w, s, t: softxp.cross_entropy(
                 x, LABELS, class_weight=w, sample_weight=s, temperature=t, where=mask, **weights
             ),
             *(x, w, s, t),
         ),
-        "soft": (
-            lambda x, y, w, s, t: softxp.cross_entropy(
-                x, y, class_weight=w, sample_weight=s, temperature=t, reduction="none", **weights
-            ),
-            *(x, soft, w, s, t),
-        ),
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["softmax", "log_softmax", "logsumexp", "logmeanexp", "logcumsumexp", "integers", "soft"]
-)
+@pytest.mark.parametrize("name", ["softmax", "logsumexp", "integers"])
 def test_check_grads_to_second_order(name):
+    """A map, a reduction and a loss: all others are held to second order on torch (test_torch.py)."""
     f, *given = arrays()[name]
     check_grads(lambda *a: f(*map(jnp.asarray, a)), given, order=2, modes=("fwd", "rev"))
 

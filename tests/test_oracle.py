@@ -40,11 +40,10 @@ def apart(a, b):
 
 
 @each
-@pytest.mark.parametrize("dtype", ["float16", "float64"])
-def test_double_double_agrees_with_fifty_digits(case, variant, dtype, monkeypatch):
-    short = truths(case, variant, dtype)
+def test_double_double_agrees_with_fifty_digits(case, variant, monkeypatch):
+    short = truths(case, variant, "float64")
     monkeypatch.setattr(precise, "SHORT", 0)
-    for fifty, thirty in zip(short, truths(case, variant, dtype), strict=True):
+    for fifty, thirty in zip(short, truths(case, variant, "float64"), strict=True):
         assert apart(fifty, thirty) < 1e-21  # float64 ends at 1e-16
 
 
