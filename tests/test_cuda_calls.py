@@ -3,6 +3,7 @@ stream; what is compiled, kept and tried again; and that nobody waits for the GP
 test_cuda_kernels.py's.
 """
 
+import os
 import subprocess
 import sys
 import warnings
@@ -351,13 +352,26 @@ def test_the_kernels_read_the_calls_as_they_are_filled(gpu):
         agree(got, np.asarray(want.view(np.ndarray)))
 
 
-def test_conformance():
+def conformance(target, *options, **environment):
     """The suite's own questions, a part of them, by way of the launches."""
-    command = [sys.executable, "-m", "softxp_conformance", "--target", "pretend_target:TARGET", "--quick"]
+    command = [sys.executable, "-m", "softxp_conformance", "--target", f"pretend_target:{target}", "--quick", *options]
     home = Path(__file__).parent
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_conformance(tmp_path):
+    done = conformance("TARGET", XDG_CACHE_HOME=str(tmp_path / "user"), SOFTXP_CACHE_DIR=str(tmp_path / "given"))
     assert "conforms" in done.stdout, done.stdout[-3000:] + done.stderr[-2000:]
     assert done.returncode == 0
+    assert not list(tmp_path.iterdir())  # nothing that a real NVRTC would be taken for is left behind
+
+
+def test_conformance_of_kernels_that_always_fail():
+    """The formula answers rightly in their place: the suite has been asked about the kernels."""
+    done = conformance("FAILING", "--function", "log_softmax")
+    assert "the formula answered for the kernels" in done.stdout, done.stdout[-3000:] + done.stderr[-2000:]
+    assert done.returncode == 1
 
 
 # --- streams, GPUs, threads -------------------------------------------------------------------------------------------

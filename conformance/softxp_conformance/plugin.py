@@ -395,11 +395,12 @@ def _in_context(request: pytest.FixtureRequest) -> Any:
     if subject is None:
         yield
         return
-    with subject.target.context(subject.dtype), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # what others warn of is not what they are judged by
         quiet = subject.target.quiet and subject.implementation.words
         warnings.simplefilter("error" if quiet else "ignore", RuntimeWarning)
-        yield
+        with subject.target.context(subject.dtype):  # inside: it may want to hear of a warning
+            yield
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
