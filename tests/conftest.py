@@ -3,7 +3,7 @@
 import pytest
 
 # importing it, as the search for examples does, puts a GPU that is not there in place
-collect_ignore = ["pretend_target.py"]
+collect_ignore = ["pretend_target.py", "rehearsal.py"]
 
 
 @pytest.fixture(autouse=True, scope="session")
