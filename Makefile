@@ -5,7 +5,8 @@
 #   make accuracy    measures every target and every peer, and writes docs/accuracy.md and its pictures anew
 #   make budgets     asks the same anew, and writes the budgets that `make test` holds softxp to (review the difference!)
 #   make third-party the conformance suite as a stranger has it: from a wheel, in an empty folder, for their library
-#   make gpu     on a machine with an NVIDIA GPU, in ten minutes: tests, conformance and speed on it (PYTHON=one that has torch for CUDA)
+#   make gpu     on a machine with an NVIDIA GPU, in ten minutes: tests, conformance and speed on it (PYTHON=one that has torch for CUDA;
+#                CONTRIBUTING.md says what else)
 #   make bench   times softxp and its peers (half an hour), and writes docs/speed.md and its picture anew
 #   make lint, types, docs, clean
 

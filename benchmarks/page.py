@@ -1,10 +1,16 @@
-"""docs/speed.md and its pictures, from a run's figures: `python -m benchmarks.page build/speed.json docs/speed.md`."""
+"""docs/speed.md and its pictures, from a run's figures: `python -m benchmarks.page build/speed.json docs/speed.md`. With
+`--gpu build/gpu/speed.json` it has the GPU's half too; that alone, without the first file, leaves the other half as it is.
+"""
 
+import argparse
 import json
+import re
 import statistics
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from .bars import DTYPES, FUNCTIONS, LENGTHS, many_rows
 
 # what was set as a floor: peer's time / ours, and ours as a fraction of a plain copy's speed
 LONG = 50_257
@@ -85,19 +91,20 @@ def missed(rows: list[dict[str, Any]]) -> list[str]:
     )
 
 
-def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """How many times as fast as each peer, over shapes: a panel for each function, in float32 along the last axis."""
+PEERS = ("scipy", "numpy", "torch", "torch.compile", "jax", "copy")
+
+
+def picture(rows: list[dict[str, Any]], path: Path, peers: Iterable[str] = PEERS, dtype: str = "float32") -> None:
+    """How many times as fast as each peer, over shapes: a panel for each function, in a dtype along the last axis."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "softxp"
     import matplotlib.pyplot as plt
 
-    rows = [r for r in rows if r["dtype"] == "float32" and r["axis"] == -1]
+    rows = [r for r in rows if r["dtype"] == dtype and r.get("axis", -1) == -1]
     functions = list(dict.fromkeys(r["function"] for r in rows))
-    peers = [
-        p for p in ("scipy", "numpy", "torch", "torch.compile", "jax", "copy") if any(p in r["seconds"] for r in rows)
-    ]
+    peers = [p for p in peers if any(p in r["seconds"] for r in rows)]
     figure, panels = plt.subplots(len(functions), 1, figsize=(9, 2.3 * len(functions)), sharex=True, squeeze=False)
     for panel, function in zip(panels[:, 0], functions, strict=True):
         mine = [r for r in rows if r["function"] == function]
@@ -108,7 +115,10 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
         panel.set_yscale("log")
         panel.set_ylabel("time / softxp's", fontsize=8)
         panel.set_title(function, fontsize=9, loc="left")
-        panel.set_xticks(range(len(mine)), [f"{r['rows']} × {r['n']}" for r in mine], fontsize=8)
+        labels = [
+            f"{r['rows']} × {r['n']}" if "axis" in r else str(r["n"]) for r in mine
+        ]  # (a GPU's rows fill one size)
+        panel.set_xticks(range(len(mine)), labels, fontsize=8)
     names, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(names, labels, ncols=6, fontsize=7, loc="upper center")
     figure.tight_layout(rect=(0, 0, 1, 0.97))
@@ -129,7 +139,7 @@ def text(report: dict[str, Any], images: str) -> str:
         "",
         f"On {on['processor']}, {on['threads']} threads: "
         + ", ".join(f"{k} {v}" for k, v in on.items() if k not in ("processor", "threads", "machine", "system"))
-        + ". Nothing here was measured on a GPU.",
+        + f". {NO_GPU}",
         "",
         f"![How many times as long the peers take, float32, last axis]({images})",
         "",
@@ -157,12 +167,142 @@ def text(report: dict[str, Any], images: str) -> str:
     return "\n".join(lines)
 
 
-def write(report: dict[str, Any], path: Path) -> None:
-    image = path.with_name(f"{path.stem}.svg")
-    picture(report["large"], image)
-    path.write_text(text(report, image.name))
+# --- the GPU's half --------------------------------------------------------------------------------------------------
+
+NO_GPU, SOME_GPU = "Nothing here was measured on a GPU.", "A GPU's figures are [at the end](#on-a-gpu)."
+ON_A_GPU = "## On a GPU"
+
+
+def figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def gpu_half(report: dict[str, Any], stem: str) -> list[str]:
+    on, rows, bars = report["machine"], report["rows"], report["bars"]
+    lines = [
+        ON_A_GPU,
+        "",
+        "Measured by `make gpu`: contenders in turn within each round, arrays that take turns, medians, by the GPU's own",
+        "clock. Fractions are of a plain copy's speed in the same rounds, of the bytes that must cross the memory bus.",
+        "",
+        f"On {on['gpu']}: " + ", ".join(f"{k} {v}" for k, v in on.items() if k != "gpu") + ".",
+        "",
+        "### Bars",
+        "",
+        f"{sum(each['reached'] for each in bars)} of {len(bars)} are reached. Each is held to its worst dtype and length;",
+        "what was not measured is not reached.",
+        "",
+        "| bar | wanted | got | where | reached |",
+        "|---|---|---|---|---|",
+    ]
+    for each in bars:
+        sense = "at most" if each["most"] else "at least"
+        lines.append(
+            f"| {each['name']} | {sense} {each['wanted']:g}{each['unit']} | {figure(each['got'])} | {each['where']} "
+            f"| {'yes' if each['reached'] else '**no**'} |"
+        )
+    large = [r for r in rows if "of copy" in r and not r.get("compilers") and many_rows(r)]
+    plain = {(r["function"], r["dtype"], r["n"]): r for r in large}
+    lengths = sorted(LENGTHS)
+    lines += ["", "### Fractions of a copy's speed", "", f"![Fractions of a copy's speed]({stem}-gpu.svg)", ""]
+    lines += [f"| function | dtype | {' | '.join(map(str, lengths))} |", "|---" * (2 + len(lengths)) + "|"]
+    for function in FUNCTIONS:
+        for dtype in DTYPES:
+            shares = [plain.get((function, dtype, n), {}).get("of copy", {}).get("softxp") for n in lengths]
+            if any(s is not None for s in shares):
+                cells = " | ".join("" if s is None else f"{s:.2f}" for s in shares)
+                lines.append(f"| {function} | {dtype} | {cells} |")
+    lines += ["", "### Beside others", "", "Their time / softxp's; n is the length of a row.", ""]
+    lines += [f"![How many times as long the others take, float32]({stem}-gpu-peers.svg)", ""]
+    lines += ["| function | dtype | rows × n | ms | torch | cupyx | formula | compiled | jax |", "|---" * 9 + "|"]
+    for r in rows:
+        ours = r.get("seconds", {}).get("softxp")
+        if "of copy" in r and ours:
+            cells = [figure(ratio(r, peer)) for peer in ("torch", "cupyx", "formula", "compiled", "jax")]
+            lines.append(
+                f"| {r['function']} | {r['dtype']} | {r['rows']} × {r['n']} | {figure(ours * 1e3)} | {' | '.join(cells)} |"
+            )
+    lines += ["", "### 32 × 1000", "", "Microseconds a call, by the host's clock, float32.", ""]
+    lines += ["| function | softxp | torch | softxp on cupy | cupyx |", "|---|---|---|---|---|"]
+    for r in rows:
+        if "host seconds" in r:
+            took = [r["host seconds"].get(name) for name in ("softxp", "torch", "softxp on cupy", "cupyx")]
+            lines.append(f"| {r['function']} | {' | '.join(figure(t and t * 1e6) for t in took)} |")
+    for r in rows:
+        if r["function"] == "linear_cross_entropy":
+            lines += [
+                "",
+                f"### Linear cross-entropy\n\n{r['rows']} × {r['width']} × {r['n']}, {r['dtype']}, forward and",
+            ]
+            lines += ["backward. `products` are its three matrix products alone.", "", "| who | ms |", "|---|---|"]
+            lines += [f"| {name} | {figure(1e3 * t)} |" for name, t in r["seconds"].items()]
+    return [*lines, ""]
+
+
+def gpu_pictures(report: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "softxp"
+    import matplotlib.pyplot as plt
+
+    large = sorted((r for r in report["rows"] if "of copy" in r and not r.get("compilers")), key=lambda r: r["n"])
+    large = [r for r in large if many_rows(r)]
+    if not large:
+        raise ValueError("the GPU's report holds no row of the large shapes; run make gpu again.")
+    figure, panels = plt.subplots(len(FUNCTIONS), 1, figsize=(9, 2.3 * len(FUNCTIONS)), sharex=True)
+    for panel, function in zip(panels, FUNCTIONS, strict=True):
+        for i, dtype in enumerate(DTYPES):
+            mine = {r["n"]: r["of copy"] for r in large if (r["function"], r["dtype"]) == (function, dtype)}
+            for name, style in (("softxp", "o-"), ("torch", ":")):
+                known = [(n, of[name]) for n, of in mine.items() if name in of]
+                panel.plot(*zip(*known, strict=True) if known else ([], []), style, color=f"C{i}", label=f"{name}, {dtype}",
+                           markersize=3)  # fmt: skip
+        panel.axhline(0.85, color="black", linewidth=0.6)
+        panel.axhline(1, color="black", linewidth=0.3)
+        panel.set_xscale("log", base=2)
+        panel.set_ylim(0, 1.2)
+        panel.set_ylabel("of a copy's speed", fontsize=8)
+        panel.set_title(function, fontsize=9, loc="left")
+    panels[-1].set_xlabel("numbers in a row", fontsize=8)
+    names, labels = panels[0].get_legend_handles_labels()
+    figure.legend(names, labels, ncols=4, fontsize=7, loc="upper center")
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
+    figure.savefig(path.with_name(f"{path.stem}-gpu.svg"), metadata={"Date": None})
+    plt.close(figure)
+    picture(large, path.with_name(f"{path.stem}-gpu-peers.svg"), ("torch", "cupyx", "formula", "copy"))
+
+
+def write(report: dict[str, Any] | None, path: Path, gpu: dict[str, Any] | None = None) -> None:
+    """The half that is not given stays as the page has it."""
+    before = path.read_text() if path.exists() else ""
+    host, _, half = before.partition(f"\n{ON_A_GPU}\n")
+    half = f"{ON_A_GPU}\n{half}" if half else ""
+    if report is not None:
+        image = path.with_name(f"{path.stem}.svg")
+        picture(report["large"], image)
+        host = text(report, image.name)
+    if gpu is not None:
+        if str(gpu["machine"]["gpu"]).startswith("none"):
+            raise ValueError("a rehearsal's figures mean nothing; give those of a GPU.")
+        gpu_pictures(gpu, path)
+        half = "\n".join(gpu_half(gpu, path.stem))
+    if half:
+        host = re.sub(re.escape(NO_GPU), SOME_GPU, host)
+    path.write_text(host.rstrip("\n") + "\n" + (f"\n{half}" if half else ""))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="build/speed.json, if given, and the page")
+    parser.add_argument("--gpu", type=Path, help="what benchmarks.gpu has measured")
+    given = parser.parse_args(argv)
+    *source, target = given.files
+    if len(source) > 1 or not (source or given.gpu):
+        parser.error("give build/speed.json and the page, or --gpu and the page")
+    read = [None if name is None else json.loads(name.read_text()) for name in (*(source or [None]), given.gpu)]
+    write(read[0], target, read[1])
 
 
 if __name__ == "__main__":
-    source, target = sys.argv[1:]
-    write(json.loads(Path(source).read_text()), Path(target))
+    main()

@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     here = str(Path(__file__).parent)
     defaults = ["-p", "softxp_conformance.plugin", "-p", "no:cacheprovider", "--rootdir", here, "-c", os.devnull]
-    defaults += ["-q", "--dist=worksteal"]  # neighbouring tests share an answer: keep them on one worker
+    defaults += ["-q"]
+    if find_spec("xdist"):
+        defaults += ["--dist=worksteal"]  # neighbouring tests share an answer: keep them on one worker
     defaults += ["--tb=no", "-rN", "--disable-warnings"]  # what failed is said once, by the verdict
     verdict, ended = Verdict(), []
 
