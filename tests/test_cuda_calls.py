@@ -501,9 +501,9 @@ def test_without_nvrtc(gpu, monkeypatch):
     def missing():
         raise RuntimeError("libnvrtc.so.13 not found")
 
-    monkeypatch.setattr(gpu.nvrtc, "nvrtcGetSupportedArchs", missing)
-    turned_off(gpu, "libnvrtc.so.13 not found")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:  # (undoing all would undo the fixture's folder)
+        patch.setattr(gpu.nvrtc, "nvrtcGetSupportedArchs", missing)
+        turned_off(gpu, "libnvrtc.so.13 not found")
     softxp.use_kernels(True, device="cuda")  # tried again
     softxp.softmax(gpu.cupy.asarray(normal(4, 7)))
     assert len(gpu.driver.launches) == 1
