@@ -311,9 +311,11 @@ def sample(
 
     Notes
     -----
-    By inversion: the first token where the running sum of probabilities passes the uniform number. The same generator or
-    uniforms give the same tokens. Sums are in float64 where that is cheap, else in float32, which resolves chances to about
-    1e-7. Entries of +inf share the draws equally. No derivative: see gumbel_softmax.
+    By inversion: the first token where the running sum of probabilities passes the uniform number. The same uniforms give
+    the same tokens, and so does the same seed on one library. Two libraries draw the same uniforms of a seed of numpy's if
+    their arithmetic has the same width: for float32 logits it is 64 bits in numpy and torch on the CPU, 32 in JAX. Sums are
+    in float64 where that is cheap, else in float32, which resolves chances to about 1e-7. Entries of +inf share the draws
+    equally. No derivative: see gumbel_softmax.
 
     Source: Devroye 1986, Non-uniform random variate generation, section III.2, doi:10.1007/978-1-4613-8643-8.
 

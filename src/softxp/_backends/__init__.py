@@ -24,7 +24,9 @@ def plain(op: Op, xp: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 def numpy_uniform(put: Any, xp: Any, rng: Any, shape: tuple, dtype: Any, like: Any) -> Any:
-    """Draws of a numpy Generator, put beside `like`: one seed gives the same uniforms on every library."""
+    """Draws of a numpy Generator, put beside `like`: one seed gives the same uniforms on libraries whose
+    arithmetic has the same width.
+    """
     if not any(c.__name__ == "Generator" and c.__module__.startswith("numpy.random") for c in type(rng).__mro__):
         return NotImplemented
     return put(rng.random(size=shape, dtype="float64" if dtype == xp.float64 else "float32"), like)
