@@ -17,8 +17,9 @@ BLOCK, LANES, COLUMNS = (("loss_and_gradient", road) for road in ("a block", "la
 # name: (a place in the source with the right expression between « and », the wrong one or None for a statement that is left
 # out, and where it shows: operation and road, ...)
 MISTAKES = {
-    "the maximum is in the sum": ("sums[C::REST] += «top ? A(0) : e»;", "e", ("log_softmax", "lanes")),
+    "the maximum is in the sum": ("sums[C::REST] += TOPS ? «below * e» : e;", "e", ("log_softmax", "lanes")),
     "no maximum is in the sum": ("«s[C::TOPS] > 0 ? s[C::TOPS] - 1 : 0»", "0", ("softmax", "a warp")),
+    "no warp has a maximum": ("if (C::FEW_TOPS && «!tops»)", "true", ("softmax", "a block"), ("state", "a cluster")),
     "no barrier in a block": (
         "cells[k * 32 + warp] = value[k];\n        «__syncthreads()»;",
         None,
@@ -41,7 +42,8 @@ MISTAKES = {
         ("logsumexp", "a cluster"),
         ("softmax", "a cluster"),
     ),
-    "another block's sums": ("of_block(ours + k, «lane»)", "0", ("softmax", "a cluster")),
+    "another block's sums": ("of_block(ours + k, «lane % 8»)", "0", ("softmax", "a cluster")),
+    "a warp too many": ("«lane % LANES < WARPS» ? cells", "true", ("softmax", "a block"), BLOCK),
     "no turns in a block": (": nothing);\n        }\n        «turn ^= 1»;", None, ("softmax", "a block"), BLOCK),
     "no turns in columns": ("lane]);\n        «turn ^= 1»;", None, ("softmax", "columns"), COLUMNS),
     "a label of n is a class": ("«label >= call.n»", "label > call.n", BLOCK, ("loss", "lanes")),
@@ -68,17 +70,21 @@ MISTAKES = {
     "a masked gradient": ("«!(tile.part >> j & 1)»;", "false", ("softmax_pullback", "a block"), BLOCK, LANES),
     "a dropped row has a gradient": ("if («zero» || hidden)", "false", BLOCK, COLUMNS),
     "the label's slope is a class's": ("«!bad && !zero && owns(label)»", "false", BLOCK, COLUMNS),
-    "p - 1": ("«expm1_of(label_d - log)»", "exp_of(label_d - log) - 1", BLOCK, COLUMNS),
+    "p - 1": ("«expm1_of(label_d - log())»", "exp_of(label_d - log()) - 1", BLOCK, COLUMNS),
     "p - 1 for a vector of labels": (
         "«e == A(1) && r < A(1)»",
         "false",
         *(("loss_and_gradient", r) for r in ("a stream", "pieces", "columns", "a warp")),
     ),
     "a difference is rounded": (
-        "«error - error == A(0) ? error : A(0)»",
+        "error = «(x - (d - v)) - (centre + v)»",
         "A(0)",
-        ("log_softmax", "a block"),
-        ("softmax", "steps"),
+        *(("log_softmax", road) for road in ROADS),
+    ),
+    "the rounding of what is far": (
+        "error = «zero ? 0.0f : error»;",
+        "error",
+        *(("softmax", r) for r in ("a block", "steps", "a stream of columns")),
     ),
     "scaled with every maximum": (".d < «A(4)»", "A(0)", ("softmax", "a stream of columns")),
     "a lower maximum's labels": (
@@ -86,6 +92,7 @@ MISTAKES = {
         "Total(0)",
         *(("loss", r) for r in ("a stream", "a stream of steps", "pieces")),
     ),
+    "the label of no piece": ("? «A(record(0)[1 + C::SUMS])» : group", "A(0)", ("loss", "pieces")),
     "another row's pieces": ("«row * call.pieces + of_piece»", "of_piece", ("softmax", "pieces"), ("loss", "pieces")),
     "the first row of a middle axis": (
         "«(row - outer * inner) * view.inner»",
@@ -105,7 +112,7 @@ MISTAKES = {
         ("softmax_pullback", "a block"),
         ("log_softmax_pullback", "lanes"),
     ),
-    "nothing has a top": ("«m == A(-INF) ? A(NOT_A_NUMBER) : m»;", "m", ("softmax", "lanes"), ("state", "lanes")),
+    "nothing has a top": ("«m == A(-INF) ? A(NOT_A_NUMBER) : m»};", "m", ("softmax", "lanes"), ("state", "lanes")),
     "smoothing counts the masked": (
         "A part = «(tile.part >> j & 1) ? A(1) : A(0)»",
         "A(1)",
@@ -119,7 +126,13 @@ MISTAKES = {
         ("logsumexp", "lanes"),
     ),
     "an infinite maximum": ("return {«top ? A(0) : q»,", "q", ("softmax", "a block"), ("log_softmax", "lanes")),
-    "no shift": ("const A centre = «centre_of(state.centre)»", "A(0)", ("softmax", "a block")),
+    "an infinite maximum without a temperature": (
+        "if (C::TEMPERED || «height.centre != A(INF)») return;",
+        "true",
+        ("softmax", "lanes"),
+        ("log_softmax", "a stream"),
+    ),
+    "no shift": ("height = height_of(«state.centre», state.m);", "A(0)", ("softmax", "a block")),
     "v is not shifted": (
         "«(tile.v[j] - mean)»",
         "tile.v[j]",

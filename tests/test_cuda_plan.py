@@ -116,7 +116,7 @@ def test_a_row_is_read_once_where_it_fits():
 
 
 def test_short_rows_share_a_warp():
-    for n, lanes in ((4, 1), (64, 4), (256, 16), (1000, 32)):
+    for n, lanes in ((4, 1), (64, 4), (256, 8), (1000, 32)):
         assert options(P.plan("softmax", "bfloat16", 0, 1 << 20, n, multiprocessors=132).launches[0])["LANES"] == str(
             lanes
         )

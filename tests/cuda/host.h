@@ -214,6 +214,15 @@ inline T __shfl_xor_sync(unsigned, T value, int apart) {
   return value;
 }
 
+template <class T>
+inline T __shfl_sync(unsigned, T value, int from, int width) {
+  int me = host::current;
+  memcpy(&host::given[me], &value, sizeof(T));
+  host::pause(host::AT_SHUFFLE);
+  memcpy(&value, &host::taken[me - me % width + from], sizeof(T));
+  return value;
+}
+
 #include SOURCE
 
 inline float wide(Half y) {

@@ -131,6 +131,7 @@ PULLBACKS = ("softmax_pullback", "log_softmax_pullback")
 COLUMNS = 0  # as the number of lanes of a row: neighbouring threads take neighbouring rows
 LONGEST = 1 << 31  # numbers in a row
 BLOCKS = (1 << 31) - 1  # in a grid
+SECTORS = 4  # neighbouring lanes whose vectors are whole sectors of memory, whatever the row's length
 STREAM = 512  # threads for a row that is read twice
 CUT = 256  # threads for a piece of a row
 MOST_PIECES = 512  # of a row: each is looked at by each block that finishes the row
@@ -233,16 +234,13 @@ def _make(
         per_thread = _enough(_up(vectors, size), most) if held else max(1, most // 2)
     elif vectors <= 32 * most:
         lanes = 1
-        while lanes < 32 and (lanes * 2 < vectors or lanes * most < vectors):
+        while lanes < 32 and ((lanes < SECTORS and lanes * 2 < vectors) or lanes * most < vectors):
             lanes *= 2
         threads = 128 if rows * lanes >= 128 * multiprocessors else 32
         size, groups, held, per_thread = lanes, threads // lanes, True, _enough(_up(vectors, lanes), most)
     elif vectors <= threads_at_most(dtype, flags) * most:
-        per_thread = max(1, most // 2)
-        threads = _round(_up(vectors, per_thread))
-        if threads > 512 or threads * per_thread < vectors:
-            per_thread = most
-            threads = _round(_up(vectors, per_thread))
+        per_thread = most  # what a thread does once for its row is shared by all of its numbers
+        threads = _round(_up(vectors, most))
         size, lanes, groups, held = threads, threads, 1, True
     else:
         size = lanes = threads = STREAM

@@ -204,10 +204,12 @@ template <class E>
 HERE float exponential(float d, float error) {
   constexpr float log2e = 1.44269502f, log2e_low = 1.92596303e-8f, ln2 = 0.693147182f;
   if constexpr (sizeof(E) == 2) {
-    float h = d * log2e;
-    return is_half<E> ? exp2_to_zero(h) : exp2f(h);
+    if constexpr (is_half<E>) return exp2_to_zero(d * log2e);
+    float root = exp2_to_zero(d * (log2e / 2));  // no subnormal, where its square may be one
+    return root * root;
   } else {
-    d = d < -150.0f ? -150.0f : d;
+    const bool zero = d < -150.0f;  // and the error of -inf is NaN
+    d = zero ? -150.0f : d, error = zero ? 0.0f : error;
     float h = d * log2e, low = fused(d, log2e, -h) + d * log2e_low;
     float e = exp2f(h);
     return fused(e, fused(low, ln2, error), e);
@@ -216,7 +218,7 @@ HERE float exponential(float d, float error) {
 template <class E>
 HERE double exponential(double d, double error) {
   double e = exp(d);
-  return fused(e, error, e);
+  return fused(e, d < -800 ? 0 : error, e);
 }
 
 #if __CUDA_ARCH__ >= 1000  // there the compiler asks for twice the registers in a loop over tiles
@@ -261,6 +263,7 @@ struct Config {
   static constexpr bool ANSWERS = OPERATION < LOGSUMEXP || GRADIENT;  // is there an answer for each number?
   static constexpr bool TEMPERED = (FLAGS & TEMPERATURE) != 0, MASKED = (FLAGS & MASK) != 0;
   static constexpr bool PARTS = MASKED || CAP || SMOOTH;  // is it asked of each number whether it takes part?
+  static constexpr bool FEW_TOPS = HELD && !COLUMNS && SIZE > 32;  // have most warps no maximum?
   static constexpr bool EXACT = sizeof(Finer) == sizeof(A);  // then a quotient's rounding is made good
 
   // at most 64 registers a thread keep 1024 threads on a multiprocessor; what needs more has half of them
@@ -268,12 +271,12 @@ struct Config {
   static constexpr int BLOCKS = (HEAVY ? 512 : 1024) / THREADS > 0 ? (HEAVY ? 512 : 1024) / THREADS : 1;
 
   // sums over a row. REST: exp(d) of all but the maxima; TOPS: how many of these; FIT: Σ q d, of labels, of smoothing
-  static constexpr int REST = 0, TOPS = 1, SCORE = 2;  // the label's score: one thread has it, so its sum is it
-  static constexpr int OF_V = SCORE + HARD, V_REST = OF_V, V_TOPS = OF_V + 1, V_FIT = OF_V + 2;
-  static constexpr int OF_PART = OF_V + 3 * SECOND, P_REST = OF_PART, P_TOPS = OF_PART + 1, P_FIT = OF_PART + 2;
+  static constexpr int REST = 0, TOPS = 1, OF_V = 2, V_TOPS = OF_V, V_REST = OF_V + 1, V_FIT = OF_V + 2;
+  static constexpr int V_SUMS = !SECOND ? 0 : LOSSES ? 3 : OPERATION == LOG_SOFTMAX_PULLBACK ? 2 : 1;
+  static constexpr int OF_PART = OF_V + V_SUMS, P_REST = OF_PART, P_TOPS = OF_PART + 1, P_FIT = OF_PART + 2;
   static constexpr int COUNT = OF_PART + 3, SUMS = OF_PART + 4 * SMOOTH;
   static_assert(PART != CLUSTER || (HELD && SIZE == THREADS), "a cluster holds its row");
-  static_assert(SUMS < RECORD, "a record is m and all sums");
+  static_assert(SUMS + 1 + HARD <= RECORD, "a record is m, all sums, and the label's score");
   static_assert(N <= 32, "which of them take part is said by 32 bits");
 
   // of long rows the sums over tiles are kept in float64: never one by one in 32 bits
@@ -324,15 +327,17 @@ struct Group {
       }
     } else {
 #pragma unroll
-      for (int k = 0; k < K; ++k) value[k] = in_warp<Join>(value[k]);
+      for (int k = 0; k < K; ++k) value[k] = in_warp<(C::SIZE < 32 ? C::SIZE : 32), Join>(value[k]);
       if constexpr (C::SIZE > 32) {
+        constexpr int WARPS = C::SIZE / 32, LANES = WARPS > 16 ? 32 : WARPS > 8 ? 16 : WARPS > 4 ? 8 : WARPS > 2 ? 4 : 2;
         static_assert(K <= C::SUMS || K == 1, "there is room for so many");
         if (lane == 0)
 #pragma unroll
           for (int k = 0; k < K; ++k) cells[k * 32 + warp] = value[k];
         __syncthreads();
 #pragma unroll
-        for (int k = 0; k < K; ++k) value[k] = in_warp<Join>(lane < C::SIZE / 32 ? cells[k * 32 + lane] : nothing);
+        for (int k = 0; k < K; ++k)
+          value[k] = in_warp<LANES, Join>(lane % LANES < WARPS ? cells[k * 32 + lane % LANES] : nothing);
         if constexpr (C::PART == CLUSTER) {
           T* ours = reinterpret_cast<T*>(shared.of_block[turn]);
           if (thread == 0)
@@ -340,19 +345,29 @@ struct Group {
             for (int k = 0; k < K; ++k) ours[k] = value[k];
           cluster_barrier();
 #pragma unroll
-          for (int k = 0; k < K; ++k) value[k] = in_warp<Join>(lane < blocks ? of_block(ours + k, lane) : nothing);
+          for (int k = 0; k < K; ++k)
+            value[k] = in_warp<8, Join>(lane % 8 < blocks ? of_block(ours + k, lane % 8) : nothing);
         }
         turn ^= 1;
       }
     }
   }
 
-  template <class Join, class T>
+  // of so many neighbouring lanes, a power of two
+  template <int LANES, class Join, class T>
   HERE T in_warp(T value) {
 #pragma unroll
-    for (int apart = (C::SIZE < 32 ? C::SIZE : 32) / 2; apart > 0; apart /= 2)
+    for (int apart = LANES / 2; apart > 0; apart /= 2)
       value = Join()(value, __shfl_xor_sync(0xffffffffu, value, apart));
     return value;
+  }
+
+  // The first thread's value. It has been read before anybody has it: in a warp by this, in a block by the next barrier,
+  // where each thread has read the same.
+  template <class T>
+  HERE T of_first(T value) {
+    if constexpr (C::COLUMNS || C::SIZE > 32 || !C::ANSWERS) return value;
+    return __shfl_sync(0xffffffffu, value, 0, C::SIZE);
   }
 
   template <class T>
@@ -393,24 +408,32 @@ struct Temper {
     }
   }
 
-  // Of x from a centre, m or nearly: exactly 0 at the top, -inf beside a top of inf. No step gives NaN but for a NaN.
+  // Of x from a centre, m or nearly, with a temperature: exactly 0 at the top, -inf beside a top of inf. No step gives NaN
+  // but for a NaN. Without one neither is infinite (`Work::level`), and the error of -inf is not looked at.
   HERE Distance<A> from(A centre, A x, bool top) const {
     A d = x - centre, error = 0;
     if constexpr (C::EXACT) {  // Knuth's difference of two numbers
       A v = d - x;
       error = (x - (d - v)) - (centre + v);
     }
-    A q = d;
-    if constexpr (C::TEMPERED) {
-      A by = centre == A(INF) ? A(1) : inverse;
-      A parts = x > A(-INF) ? x * by - centre * by : x;  // the difference may overflow where the quotient does not
-      q = d > A(-INF) ? d * by : parts;
-      if constexpr (C::EXACT) error = (fused(-q, t, d) + error) * by - q * excess;
-    }
-    return {top ? A(0) : q, error - error == A(0) ? error : A(0)};
+    if constexpr (!C::TEMPERED) return {d, error};
+    A by = centre == A(INF) ? A(1) : inverse;
+    A parts = x > A(-INF) ? x * by - centre * by : x;  // the difference may overflow where the quotient does not
+    A q = d > A(-INF) ? d * by : parts;
+    if constexpr (C::EXACT) error = (fused(-q, t, d) + error) * by - q * excess;
+    return clean(q, error, top);
   }
+  HERE Distance<A> clean(A q, A error, bool top) const { return {top ? A(0) : q, error - error == A(0) ? error : A(0)}; }
 
-  HERE Distance<A> distance(A x, A m) const { return from(m == A(-INF) ? A(0) : m, x, x == m && m > A(-INF)); }
+  // In one number. Without a temperature d is the difference rounded, and its error is less than that rounds.
+  HERE A whole(Distance<A> apart) const { return C::TEMPERED ? apart.d + apart.error : apart.d; }
+
+  // Of any two, one by one
+  HERE Distance<A> distance(A x, A m) const {
+    const bool top = x == m && m > A(-INF);
+    Distance<A> apart = from(m == A(-INF) ? A(0) : m, x, top);
+    return clean(apart.d, apart.error, top);
+  }
 
   // Is the derivative of the row 0?
   HERE bool frozen(A m) const { return m == m && (m - m != A(0) || limit) && t == t; }
@@ -554,25 +577,24 @@ struct Work {
 
   Long label = 0;
   bool bad = false, dropped = false;
-  A label_weight = 1, share = 1;  // of the label's class; what smoothing leaves the labels
+  A label_weight = 1, share = 1, score = 0;  // of the label's class; what smoothing leaves the labels; the label's x
   double sample = 1;
 
-  // what `settle` finds. scale_m: m before a NaN is seen; log: log1p(r); factor: of all answers
-  A scale_m, m, r, log, p_top, factor = 1;
+  // what `settle` finds. scale_m: m before a NaN is seen; factor: of all answers
+  A scale_m, m, r, p_top, factor = 1;
   bool zero = false;  // is the answer 0 throughout?
   // of losses: what smoothing gives each class; Σ q, and all of it but the maxima's; the z-loss's part of the slope
   A even = 0, all_q = 0, rest_q = 0, more = 0, label_d = 0;
   A mean = 0, product = 0;  // of softmax's pullback: v at the maxima, and Σ p (v - mean)
 
   HERE Work(const Call& given, typename C::Shared& shared) : call(given), group{shared, int(given.pieces), 0} {
-    int thread = threadIdx.x;
-    Long block = blockIdx.x;
-    piece = C::PART == WHOLE || (C::PART == LAST && !C::ANSWERS) ? 0 : block % call.pieces;
-    block = C::PART == WHOLE || (C::PART == LAST && !C::ANSWERS) ? block : block / call.pieces;
-    int member = C::COLUMNS ? thread % 32 : thread / C::SIZE;
-    lane = C::COLUMNS ? thread / 32 : thread % C::SIZE;
-    row = block * C::GROUPS + member;
-    there = row < call.rows;
+    const unsigned thread = threadIdx.x, pieces = unsigned(call.pieces);
+    constexpr bool CUT = C::PART != WHOLE && (C::PART != LAST || C::ANSWERS);  // is there a block for each piece?
+    piece = CUT ? blockIdx.x % pieces : 0;
+    lane = C::GROUPS == 1 ? thread : C::COLUMNS ? thread / 32 : thread % C::SIZE;
+    row = Long(CUT ? blockIdx.x / pieces : blockIdx.x) * C::GROUPS;
+    row += C::GROUPS == 1 ? 0 : C::COLUMNS ? thread % 32 : thread / C::SIZE;
+    there = C::GROUPS == 1 || row < call.rows;
     row = there ? row : call.rows - 1;
     leads = there && lane == 0 && piece == 0;
     begin = C::PART == WHOLE ? 0 : piece * call.piece;
@@ -585,15 +607,23 @@ struct Work {
     if constexpr (C::MASKED) mask = line_of<const unsigned char>(call.mask, row, call.inner);
     origin = begin - (C::STRIDES ? 0 : Long(reinterpret_cast<Address>(x.start + begin) % 16 / sizeof(E)));
     if constexpr (C::TEMPERED) temper.set(number_of(call.temperature, row));
-    if constexpr (C::LOSSES) {
-      sample = number_of(call.sample_weight, row);
-      if constexpr (C::SMOOTH) share = A(1 - call.smoothing);
-    }
+    if constexpr (C::SMOOTH) share = A(1 - call.smoothing);
+  }
+
+  // What the label says. Asked once the tile's loads are under way, so that nobody waits for the label alone; and read by
+  // all before the group's first sums, so before anybody writes.
+  HERE void judge() {
+    if (!speaks()) return;
+    if constexpr (C::LOSSES) sample = number_of(call.sample_weight, row);
     if constexpr (C::HARD) {
       const Label found = judged<C::WEIGHTS>(call, row, sample);
       label = found.at, bad = found.bad, dropped = found.dropped, label_weight = A(found.weight);
+      score = C::PART == LAST ? A(record(0)[1 + C::SUMS]) : group.of_first(label_score());
     }
   }
+
+  // Is there anything that this thread writes?
+  HERE bool speaks() const { return C::ANSWERS || leads; }
 
   HERE A weight_in(Long start, int j) const {
     return reach(start).has(offset(j)) ? A(class_weight(call, start + offset(j))) : A(0);
@@ -622,6 +652,9 @@ struct Work {
     return {int(low > 0 ? low : 0), int(high < C::TILE ? high : C::TILE)};
   }
 
+  // Are all of this thread's numbers of a tile in it?
+  HERE bool all_in(Reach r) const { return r.low <= offset(0) && offset(C::N - 1) < r.high; }
+
   // May vectors be used? Where they begin for x they may not begin for another array.
   template <class T>
   HERE bool by_vectors(const Line<T>& from) const {
@@ -643,9 +676,10 @@ struct Work {
     } else {
       uint4 raw[C::VECTORS];
       const bool vectors = by_vectors(from);
-      if (vectors && r.has(offset(0)) && r.has(offset(C::N - 1))) {
+      if (vectors && all_in(r)) {
+        const E* mine = from.start + start + offset(0);
 #pragma unroll
-        for (int i = 0; i < C::VECTORS; ++i) raw[i] = load_vector(first + offset(i * C::WIDTH));
+        for (int i = 0; i < C::VECTORS; ++i) raw[i] = load_vector(mine + i * C::SIZE * C::WIDTH);
       } else {
 #pragma unroll
         for (int i = 0; i < C::VECTORS; ++i) {
@@ -668,6 +702,12 @@ struct Work {
         if (r.has(offset(j))) first[offset(j) * y.step] = narrow(Answer(), out[j]);
     } else {
       const bool vectors = by_vectors(y);
+      if (vectors && all_in(r)) {
+        Answer* mine = y.start + start + offset(0);
+#pragma unroll
+        for (int i = 0; i < C::VECTORS; ++i) store_all<C::WIDTH>(mine + i * C::SIZE * C::WIDTH, out + i * C::WIDTH);
+        return;
+      }
 #pragma unroll
       for (int i = 0; i < C::VECTORS; ++i) {
         const int at = offset(i * C::WIDTH);
@@ -710,40 +750,63 @@ struct Work {
     return capped(A(wide(x[label])));
   }
 
-  HERE A centre_of(A m) const { return m == A(-INF) ? A(0) : m; }
-  HERE A summit_of(A m) const { return m == A(-INF) ? A(NOT_A_NUMBER) : m; }  // a row with nothing in it has no top
+  // What the numbers of a tile are compared with. A row with nothing in it has no top.
+  struct Height {
+    A centre, m, summit;
+  };
+  HERE Height height_of(A centre, A m) const {
+    return {centre == A(-INF) ? A(0) : centre, m == A(-INF) ? A(0) : m, m == A(-INF) ? A(NOT_A_NUMBER) : m};
+  }
+  // Beside an infinite maximum all others are as far away as can be. With 0 and -inf in their place no difference is NaN.
+  HERE void level(Tile<C>& tile, Height& height) const {
+    if (C::TEMPERED || height.centre != A(INF)) return;
+    height = {A(0), A(0), A(0)};
+#pragma unroll
+    for (int j = 0; j < C::N; ++j) tile.x[j] = tile.x[j] == A(INF) ? A(0) : tile.x[j] - A(INF);
+  }
 
-  // The sums of a tile, none of whose numbers is above m. One that is held leaves with what `finish` needs.
-  HERE void gather(Tile<C>& tile, Long start, State<C>& state) const {
-    const A centre = centre_of(state.centre), m = centre_of(state.m), summit = summit_of(state.m);
+  // The sums of a tile, none of whose numbers is above m; `peak` is the largest of this thread's. A tile that is held leaves
+  // with what `finish` needs.
+  HERE void gather(Tile<C>& tile, Long start, A peak, State<C>& state) const {
+    Height height = height_of(state.centre, state.m);
+    const bool tops = peak == height.summit;
+    level(tile, height);
     A sums[C::SUMS] = {};
+    if (C::FEW_TOPS && !tops) add_up<false>(tile, start, height, sums);
+    else add_up<true>(tile, start, height, sums);
+#pragma unroll
+    for (int k = 0; k < C::SUMS; ++k) state.sums[k] += sums[k];
+  }
+
+  template <bool TOPS>
+  HERE void add_up(Tile<C>& tile, Long start, const Height& height, A (&sums)[C::SUMS]) const {
+    sums[C::TOPS] = C::N;
 #pragma unroll
     for (int j = 0; j < C::N; ++j) {
-      const bool top = tile.x[j] == summit;
-      Distance<A> apart = temper.from(centre, tile.x[j], top);
+      const bool top = TOPS && tile.x[j] == height.summit;
+      const A below = top ? 0 : 1;
+      Distance<A> apart = temper.from(height.centre, tile.x[j], top);
       A e = exponential<Finer>(apart.d, apart.error);
-      sums[C::REST] += top ? A(0) : e;
-      sums[C::TOPS] += top ? A(1) : A(0);
-      if constexpr (!C::HELD && (C::SECOND || C::SMOOTH)) apart = temper.from(m, tile.x[j], top);
+      sums[C::REST] += TOPS ? below * e : e;
+      sums[C::TOPS] -= TOPS ? below : A(1);
+      if constexpr (!C::HELD && (C::SECOND || C::SMOOTH)) apart = temper.from(height.m, tile.x[j], top);
       A w = 1;
       if constexpr (C::WEIGHTS && (C::SECOND || C::SMOOTH)) w = weight_in(start, j);
       if constexpr (C::SECOND) {
         A q = w * tile.v[j];
-        sums[C::V_REST] += top ? A(0) : q;
         sums[C::V_TOPS] += top ? q : A(0);
-        if constexpr (C::LOSSES) sums[C::V_FIT] += q == A(0) ? A(0) : q * (apart.d + apart.error);
+        if constexpr (C::V_SUMS > 1) sums[C::V_REST] += top ? A(0) : q;
+        if constexpr (C::V_SUMS > 2) sums[C::V_FIT] += q == A(0) ? A(0) : q * temper.whole(apart);
       }
       if constexpr (C::SMOOTH) {
         A part = (tile.part >> j & 1) ? A(1) : A(0), q = part * w;
         sums[C::P_REST] += top ? A(0) : q;
         sums[C::P_TOPS] += top ? q : A(0);
-        sums[C::P_FIT] += q == A(0) ? A(0) : q * (apart.d + apart.error);
+        sums[C::P_FIT] += q == A(0) ? A(0) : q * temper.whole(apart);
         sums[C::COUNT] += part;
       }
-      if constexpr (C::HELD) tile.x[j] = C::OPERATION == LOG_SOFTMAX ? apart.d + apart.error : e;
+      if constexpr (C::HELD) tile.x[j] = C::OPERATION == LOG_SOFTMAX ? temper.whole(apart) : e;
     }
-#pragma unroll
-    for (int k = 0; k < C::SUMS; ++k) state.sums[k] += sums[k];
   }
 
   // The same sums, as they are with a higher maximum. REST stays where it is while that is near: were it scaled for every
@@ -756,9 +819,9 @@ struct Work {
       s[C::REST] += s[C::TOPS] > 0 ? s[C::TOPS] * exponential<Finer>(old.d, old.error) : Total(0);
       s[C::TOPS] = 0;
       if constexpr (C::SECOND) {
-        s[C::V_REST] += s[C::V_TOPS];
+        if constexpr (C::V_SUMS > 1) s[C::V_REST] += s[C::V_TOPS];
         s[C::V_TOPS] = 0;
-        if constexpr (C::LOSSES) s[C::V_FIT] += s[C::V_REST] == 0 ? Total(0) : s[C::V_REST] * d;
+        if constexpr (C::V_SUMS > 2) s[C::V_FIT] += s[C::V_REST] == 0 ? Total(0) : s[C::V_REST] * d;
       }
       if constexpr (C::SMOOTH) {
         s[C::P_REST] += s[C::P_TOPS];
@@ -799,9 +862,12 @@ struct Work {
     for (int k = 0; k < C::SUMS; ++k) state.sums[k] = 0;
     if constexpr (C::HELD) {
       load(tile, origin);
-      state.m = state.centre = group.largest(peak(tile));
-      gather(tile, origin, state);
+      judge();
+      const A most = peak(tile);
+      state.m = state.centre = group.largest(most);
+      gather(tile, origin, most, state);
     } else {
+      judge();
       if constexpr (C::PART == LAST) {
         take_records(state);
       } else {
@@ -809,14 +875,13 @@ struct Work {
         for (Long i = 0, count = tiles(); i < count; ++i) {
           Long start = origin + i * C::TILE;
           load(tile, start);
-          raise(state, larger(state.m, peak(tile)), false);
-          gather(tile, start, state);
+          const A most = peak(tile);
+          raise(state, larger(state.m, most), false);
+          gather(tile, start, most, state);
         }
       }
       raise(state, group.largest(state.m), true);
     }
-    if constexpr (C::HARD && C::PART != LAST)
-      if (lane == 0 && piece == 0) state.sums[C::SCORE] = label_score();
     group.template all<Add>(state.sums, Total(0));
   }
 
@@ -824,15 +889,18 @@ struct Work {
   HERE void load_exps(Tile<C>& tile, Long start) const {
     if constexpr (C::HELD) return;
     load(tile, start);
-    const A centre = centre_of(scale_m), summit = summit_of(scale_m);
+    Height height = height_of(scale_m, scale_m);
+    level(tile, height);
 #pragma unroll
     for (int j = 0; j < C::N; ++j) {
-      Distance<A> apart = temper.from(centre, tile.x[j], tile.x[j] == summit);
-      tile.x[j] = C::OPERATION == LOG_SOFTMAX ? apart.d + apart.error : exponential<Finer>(apart.d, apart.error);
+      Distance<A> apart = temper.from(height.centre, tile.x[j], tile.x[j] == height.summit);
+      tile.x[j] = C::OPERATION == LOG_SOFTMAX ? temper.whole(apart) : exponential<Finer>(apart.d, apart.error);
     }
   }
 
   // ---- settle
+
+  HERE A log() const { return log1p_of(r); }  // where it is asked for: of a loss's threads two are
 
   HERE void settle(const State<C>& state) {
     const Total* s = state.sums;
@@ -840,7 +908,6 @@ struct Work {
     A rest = A(s[C::REST] + (s[C::TOPS] > 0 ? s[C::TOPS] - 1 : 0));
     m = rest == rest ? state.m : A(NOT_A_NUMBER);
     r = temper.bad ? A(NOT_A_NUMBER) : rest;
-    log = log1p_of(r);
     p_top = 1 / (1 + r);
     if constexpr (C::LOSSES) settle_loss(s);
     bool derivative = C::GRADIENT;
@@ -863,7 +930,6 @@ struct Work {
   HERE void settle_loss(const Total* s) {
     A of_labels = label_weight, rest_of_labels, fit;
     if constexpr (C::HARD) {
-      A score = A(s[C::SCORE]);
       Distance<A> apart = temper.distance(score, scale_m);
       label_d = apart.d + apart.error;
       fit = times(share * of_labels, label_d);
@@ -882,13 +948,13 @@ struct Work {
       rest_q += even * A(s[C::P_REST]);
       fit += times(even, A(s[C::P_FIT]));
     }
-    A loss = all_q * log - fit;
+    A lse = 0;
     if (call.z_loss != 0) {
-      A lse = m / temper.t + log;
-      loss += A(call.z_loss) * of_labels * lse * lse;
+      lse = m / temper.t + log();
       more = A(2 * call.z_loss) * of_labels * lse;
     }
     if (!leads) return;
+    A loss = all_q * log() - fit + A(call.z_loss) * of_labels * lse * lse;
     put(call.loss, row, dropped ? 0.0 : bad ? NOT_A_NUMBER : sample * double(loss));
     put(call.weight, row, dropped ? 0.0 : sample * double(of_labels));
   }
@@ -920,8 +986,9 @@ struct Work {
   // From a tile's exps (or distances) to its answer
   HERE void answer(Tile<C>& tile, Long start) const {
     if constexpr (C::OPERATION == LOG_SOFTMAX) {
+      const A total = log();
 #pragma unroll
-      for (int j = 0; j < C::N; ++j) tile.x[j] -= log;
+      for (int j = 0; j < C::N; ++j) tile.x[j] -= total;
     } else if constexpr (C::ADJOINT) {
 #pragma unroll
       for (int j = 0; j < C::N; ++j) {
@@ -931,8 +998,9 @@ struct Work {
         tile.x[j] = adjoint(tile.x[j], q) * factor;
       }
     } else if constexpr (C::OPERATION == SOFTMAX_PULLBACK) {
+      const A by = p_top * factor;
 #pragma unroll
-      for (int j = 0; j < C::N; ++j) tile.x[j] = tile.x[j] * p_top * ((tile.v[j] - mean) - product) * factor;
+      for (int j = 0; j < C::N; ++j) tile.x[j] *= by * ((tile.v[j] - mean) - product);
     } else {
       A by = p_top * factor;
       if constexpr (C::LOSSES) by *= all_q + more;
@@ -945,10 +1013,12 @@ struct Work {
 #pragma unroll
       for (int j = 0; j < C::N; ++j) tile.x[j] *= cap_slope(score[j]);
     }
+    const bool hides = C::MASKED && (C::GRADIENT || call.factor.address);
+    if (!bad && !zero && !hides) return;
 #pragma unroll
     for (int j = 0; j < C::N; ++j) {
       if (bad) tile.x[j] = A(NOT_A_NUMBER);
-      bool hidden = C::MASKED && (C::GRADIENT || call.factor.address) && !(tile.part >> j & 1);
+      bool hidden = hides && !(tile.part >> j & 1);
       if (zero || hidden) tile.x[j] = 0;
     }
   }
@@ -967,7 +1037,7 @@ struct Work {
       again = !bad && !zero && owns(label);
       if constexpr (C::MASKED) again = again && mask[label] != 0;
       if (again) {
-        A less = expm1_of(label_d - log);
+        A less = expm1_of(label_d - log());
         slope = (all_q * less + more * (1 + less)) * factor;
         if constexpr (C::CAP) slope *= cap_slope(A(wide(x[label])));
       }
@@ -988,22 +1058,21 @@ struct Work {
     State<C> state;
     gather_all(tile, state);
     if constexpr (C::PART == FIRST) {
-      if (there && lane == 0) {
+      if (lane == 0 && there) {
         record(piece)[0] = state.m;
 #pragma unroll
         for (int k = 0; k < C::SUMS; ++k) record(piece)[1 + k] = state.sums[k];
+        if constexpr (C::HARD) record(piece)[1 + C::SUMS] = score;
       }
-    } else {
+    } else if (speaks()) {
       settle(state);
       if constexpr (C::OPERATION == LOGSUMEXP)
-        if (leads)
-          reinterpret_cast<Answer*>(call.y.address)[offset_of(call.y, row, call.inner)] = narrow(Answer(), A(m + log));
-      if constexpr (C::OPERATION == STATE)
-        if (leads) put(call.m, row, m), put(call.r, row, r);
+        reinterpret_cast<Answer*>(call.y.address)[offset_of(call.y, row, call.inner)] = narrow(Answer(), A(m + log()));
+      if constexpr (C::OPERATION == STATE) put(call.m, row, m), put(call.r, row, r);
       if constexpr (C::OPERATION == SOFTMAX_PULLBACK) find_product(tile);
       if constexpr (C::ANSWERS) finish(tile);
-      if constexpr (C::PART == CLUSTER) cluster_barrier();  // nobody leaves while another may read its shared memory
     }
+    if constexpr (C::PART == CLUSTER) cluster_barrier();  // nobody leaves while another may read its shared memory
   }
 };
 
