@@ -121,7 +121,7 @@ def picture(rows: list[dict[str, Any]], path: Path, peers: Iterable[str] = PEERS
         panel.set_xticks(range(len(mine)), labels, fontsize=8)
     names, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(names, labels, ncols=6, fontsize=7, loc="upper center")
-    figure.tight_layout(rect=(0, 0, 1, 0.97))
+    figure.set_layout_engine("tight", rect=(0, 0, 1, 0.97))
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
@@ -267,7 +267,7 @@ def gpu_pictures(report: dict[str, Any], path: Path) -> None:
     panels[-1].set_xlabel("numbers in a row", fontsize=8)
     names, labels = panels[0].get_legend_handles_labels()
     figure.legend(names, labels, ncols=4, fontsize=7, loc="upper center")
-    figure.tight_layout(rect=(0, 0, 1, 0.95))
+    figure.set_layout_engine("tight", rect=(0, 0, 1, 0.95))
     figure.savefig(path.with_name(f"{path.stem}-gpu.svg"), metadata={"Date": None})
     plt.close(figure)
     picture(large, path.with_name(f"{path.stem}-gpu-peers.svg"), ("torch", "cupyx", "formula", "copy"))
