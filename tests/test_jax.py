@@ -36,10 +36,16 @@ def arrays():
             rng(5).standard_normal((4, 7)),
         ),
         "integers": (
-            lambda x, w, s, t: softxp.cross_entropy(
-                x, LABELS, class_weight=w, sample_weight=s, temperature=t, where=mask, **weights
+            lambda x, t: softxp.cross_entropy(
+                x,
+                LABELS,
+                class_weight=jnp.asarray(w),
+                sample_weight=jnp.asarray(s),
+                temperature=t,
+                where=mask,
+                **weights,
             ),
-            *(x, w, s, t),
+            *(x, t),
         ),
     }
 
