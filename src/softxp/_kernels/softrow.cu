@@ -765,11 +765,11 @@ struct Work {
     for (int j = 0; j < C::N; ++j) tile.x[j] = tile.x[j] == A(INF) ? A(0) : tile.x[j] - A(INF);
   }
 
-  // The sums of a tile, none of whose numbers is above m; `peak` is the largest of this thread's. A tile that is held leaves
+  // The sums of a tile, none of whose numbers is above m; `most` is the largest of this thread's. A tile that is held leaves
   // with what `finish` needs.
-  HERE void gather(Tile<C>& tile, Long start, A peak, State<C>& state) const {
+  HERE void gather(Tile<C>& tile, Long start, A most, State<C>& state) const {
     Height height = height_of(state.centre, state.m);
-    const bool tops = peak == height.summit;
+    const bool tops = most == height.summit;
     level(tile, height);
     A sums[C::SUMS] = {};
     if (C::FEW_TOPS && !tops) add_up<false>(tile, start, height, sums);
@@ -784,7 +784,7 @@ struct Work {
 #pragma unroll
     for (int j = 0; j < C::N; ++j) {
       const bool top = TOPS && tile.x[j] == height.summit;
-      const A below = top ? 0 : 1;
+      const A below = top ? 0 : 1;  // one comparison and a product, where to choose would be one more
       Distance<A> apart = temper.from(height.centre, tile.x[j], top);
       A e = exponential<Finer>(apart.d, apart.error);
       sums[C::REST] += TOPS ? below * e : e;
@@ -948,13 +948,14 @@ struct Work {
       rest_q += even * A(s[C::P_REST]);
       fit += times(even, A(s[C::P_FIT]));
     }
-    A lse = 0;
+    A of_z = 0;
     if (call.z_loss != 0) {
-      lse = m / temper.t + log();
+      const A lse = m / temper.t + log();
+      of_z = A(call.z_loss) * of_labels * lse * lse;
       more = A(2 * call.z_loss) * of_labels * lse;
     }
     if (!leads) return;
-    A loss = all_q * log() - fit + A(call.z_loss) * of_labels * lse * lse;
+    A loss = all_q * log() - fit + of_z;
     put(call.loss, row, dropped ? 0.0 : bad ? NOT_A_NUMBER : sample * double(loss));
     put(call.weight, row, dropped ? 0.0 : sample * double(of_labels));
   }
