@@ -104,8 +104,16 @@ def test_a_cluster_holds_what_a_block_does_not():
             plan = P.plan("softmax", dtype, 0, 4096, n, multiprocessors=132, capability=90)
             held = options(plan.launches[0])["HELD"]
             assert held == str(int(n <= most)), (dtype, n)
-    assert P.plan("softmax", "float16", 0, 4096, 50257, multiprocessors=132, capability=90, aligned=False).pieces == 2
+    assert P.plan("softmax", "float16", 0, 4096, 50257, multiprocessors=132, capability=90, aligned=False).pieces == 4
     assert P.plan("softmax", "float16", 0, 4096, 50257, multiprocessors=132, capability=89).pieces == 1
+
+
+def test_two_blocks_share_a_multiprocessor_where_clusters_can_hold_a_row():
+    for dtype, n, pieces in (("bfloat16", 16384, 1), ("bfloat16", 32768, 2), ("float32", 131072, 8)):
+        plan = P.plan("softmax", dtype, 0, 4096, n, multiprocessors=132, capability=90)
+        assert (plan.pieces, plan.launches[0].block) == (pieces, 512)
+    assert P.plan("softmax", "bfloat16", 0, 4096, 262144, multiprocessors=132, capability=90).launches[0].block == 1024
+    assert P.plan("softmax", "bfloat16", 0, 4096, 32768, multiprocessors=132, capability=89).launches[0].block == 1024
 
 
 def test_a_row_is_read_once_where_it_fits():

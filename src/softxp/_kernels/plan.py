@@ -131,6 +131,7 @@ PULLBACKS = ("softmax_pullback", "log_softmax_pullback")
 COLUMNS = 0  # as the number of lanes of a row: neighbouring threads take neighbouring rows
 LONGEST = 1 << 31  # numbers in a row
 BLOCKS = (1 << 31) - 1  # in a grid
+SHARED = 2  # blocks on a multiprocessor, where clusters can hold a row: one loads while the other waits for its sums
 SECTORS = 4  # neighbouring lanes whose vectors are whole sectors of memory, whatever the row's length
 STREAM = 512  # threads for a row that is read twice
 CUT = 256  # threads for a piece of a row
@@ -223,6 +224,7 @@ def _make(
     cuttable = operation != "softmax_pullback"  # whose sums are two, one after the other
     if not together:
         flags |= STRIDED
+    whole, clusters = threads_at_most(dtype, flags), capability >= 90
     what = (operation, dtype, answer, flags)
 
     if not together and columns:
@@ -238,7 +240,7 @@ def _make(
             lanes *= 2
         threads = 128 if rows * lanes >= 128 * multiprocessors else 32
         size, groups, held, per_thread = lanes, threads // lanes, True, _enough(_up(vectors, lanes), most)
-    elif vectors <= threads_at_most(dtype, flags) * most:
+    elif vectors <= (whole // SHARED if clusters else whole) * most:
         per_thread = most  # what a thread does once for its row is shared by all of its numbers
         threads = _round(_up(vectors, most))
         size, lanes, groups, held = threads, threads, 1, True
@@ -260,12 +262,12 @@ def _make(
         finishing = blocks if operation in ROW_ANSWERS else blocks * pieces
         first = instance(*shape, grid=blocks * pieces, part="FIRST")
         return Plan((first, instance(*shape, grid=finishing, part="LAST")), rows * pieces * RECORD * 8, pieces, piece)
-    if not held and lanes != COLUMNS and capability >= 90:
-        for cluster in (2, 4, 8):
+    if not held and lanes != COLUMNS and clusters:
+        for limit, cluster in ((t, c) for t in (whole // SHARED, whole) for c in (2, 4, 8)):
             piece = _up(_up(n, cluster), width) * width
             vectors = _up(piece + peeled, width)
             each = _round(_up(vectors, most))
-            if _up(n, piece) == cluster and each <= threads_at_most(dtype, flags) and each * most >= vectors:
+            if _up(n, piece) == cluster and each <= limit and each * most >= vectors:
                 launch = instance(*what, each, each, most, True, rows * cluster, "CLUSTER", cluster)
                 return Plan((launch,), 0, cluster, piece) if rows * cluster <= BLOCKS else None
     if blocks > BLOCKS:
