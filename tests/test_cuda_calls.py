@@ -631,6 +631,17 @@ def test_torch_writes_the_gradient_with_the_loss(gpu, torch, reduction, dtype):
     assert sum(each.call.cotangent.address != 0 for each in gpu.driver.launches) == 2
 
 
+def test_torch_scales_the_gradient_of_a_shorter_loss(gpu, torch):
+    """The loss has 16 bits, the logits and their gradient 32."""
+    x, labels = torch.randn(4, 7, requires_grad=True), torch.tensor([1, 2, -100, 6])
+    loss = softxp.cross_entropy(x, labels, dtype=torch.float16)
+    (got,) = torch.autograd.grad(loss, x, torch.tensor(0.25, dtype=torch.float16))
+    wide = x.detach().double().requires_grad_()
+    own = torch.nn.functional.cross_entropy(wide, labels)
+    (want,) = torch.autograd.grad(own, wide, torch.tensor(0.25, dtype=torch.float64))
+    torch.testing.assert_close(got, want.float(), rtol=2e-5, atol=1e-7)
+
+
 def test_torch_double_backward_and_transforms_go_by_the_formula(gpu, torch):
     x = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
     y = softxp.log_softmax(x)

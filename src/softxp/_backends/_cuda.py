@@ -74,11 +74,11 @@ def least_rows(kernel: Any) -> int:
 class Work(Layout):
     """The rows of one array, and the kernels' `call` and `flags` for them."""
 
-    __slots__ = ("call", "device", "dtype", "flags", "held", "x")
+    __slots__ = ("call", "device", "flags", "held", "x")
 
-    def __init__(self, device: Device, x: Any, axis: tuple[int, ...], dtype: Any) -> None:
+    def __init__(self, device: Device, x: Any, axis: tuple[int, ...]) -> None:
         super().__init__(tuple(x.shape), axis)
-        self.device, self.x, self.dtype, self.flags = device, x, dtype, 0  # dtype: of the answer
+        self.device, self.x, self.flags = device, x, 0
         self.held: list[Any] = []  # what the addresses in the call point to
         self.call = P.Call(rows=self.outer * self.inner, inner=self.inner, n=self.n)
         for number in self.call.temperature, self.call.factor, self.call.sample_weight, self.call.cotangent:
@@ -89,13 +89,13 @@ class Work(Layout):
     def on(
         cls, device: Device, x: Any, axis: tuple[int, ...], dtype: Any, where: Any = None, temperature: Any = 1.0
     ) -> Any:
-        """The call on x's rows, without an answer yet; None where the kernels do not take it."""
+        """The call on x's rows, whose answer of `dtype` is yet to come; None where the kernels do not take it."""
         kinds = device.kinds
         if x.dtype not in kinds or dtype not in kinds or not P.answers(kinds[x.dtype], kinds[dtype]):
             return None
         if not neighbours(x.shape, axis) or not all_plain(device, where, temperature):
             return None
-        work = cls(device, x, axis, dtype)
+        work = cls(device, x, axis)
         if where is not None:
             work.flags |= P.MASK
             work.call.mask = work.view(where)
@@ -120,11 +120,11 @@ class Work(Layout):
         assert steps is not None
         return P.View(self.hold(a), *steps)
 
-    def new(self) -> tuple[Any, P.View]:
+    def new(self, dtype: Any) -> tuple[Any, P.View]:
         """Memory for an answer like x, in its order where that is one of steps."""
-        y = self.device.like(self.x, self.dtype)
+        y = self.device.like(self.x, dtype)
         if self.lies(y) is None:
-            y = self.device.empty(self.shape, self.dtype, self.x)
+            y = self.device.empty(self.shape, dtype, self.x)
         return y, self.view(y)
 
     def vector(self, a: Any) -> P.Rows:
@@ -149,11 +149,11 @@ class Work(Layout):
         start = self.hold(both)
         return both, [P.Rows(start + 8 * rows * i, 1) for i in range(count)]
 
-    def run(self, operation: str, flags: int | None = None) -> bool:
-        """Launch it. False where the kernels do not take the call."""
+    def run(self, operation: str, dtype: Any, flags: int | None = None) -> bool:
+        """Launch it, with an answer of that dtype. False where the kernels do not take the call."""
         flags = self.flags if flags is None else flags
         device, call, number = self.device, self.call, self.device.gpu(self.x)
-        gpu, kind, answer = cuda.gpu(number), device.kinds[self.x.dtype], device.kinds[self.dtype]
+        gpu, kind, answer = cuda.gpu(number), device.kinds[self.x.dtype], device.kinds[dtype]
         plan = P.plan_of(operation, kind, flags, call, gpu.multiprocessors, gpu.capability, answer)
         if plan is None:
             return False
@@ -174,8 +174,8 @@ def _map(operation: str) -> Callable[..., Any]:
         work = Work.on(device, x, axis, dtype, where, temperature)
         if work is None:
             return NotImplemented
-        y, work.call.y = work.new()
-        return y if work.run(operation) else NotImplemented
+        y, work.call.y = work.new(dtype)
+        return y if work.run(operation, dtype) else NotImplemented
 
     return serve
 
@@ -191,7 +191,7 @@ def _logsumexp(
     shape = work.row_shape if keepdims else work.shape[: work.first] + work.shape[work.last :]
     y = device.empty(shape, dtype, x)
     work.call.y = P.View(device.address(y), work.inner, 1, 0)
-    return y if work.run("logsumexp") else NotImplemented
+    return y if work.run("logsumexp", dtype) else NotImplemented
 
 
 @on_gpu
@@ -203,7 +203,7 @@ def state(device: Device, x: Any, *, axis: Any, where: Any, compute: Any) -> Any
     if x.dtype == device.xp.float32 and compute == device.xp.float64:
         work.flags |= P.WIDE
     both, (work.call.m, work.call.r) = work.new_rows(2)
-    if not work.run("state"):
+    if not work.run("state", x.dtype):
         return NotImplemented
     m, r = (device.xp.reshape(both[i, ...], work.row_shape) for i in range(2))
     return F.cast(device.xp, m, x.dtype), F.cast(device.xp, r, compute)
@@ -221,8 +221,8 @@ def _pull_map(operation: str) -> Callable[..., Any]:
         if work is None:
             return NotImplemented
         work.call.v = work.view(ct)
-        gradient, work.call.y = work.new()
-        return {"x": gradient} if work.run(operation) else NotImplemented
+        gradient, work.call.y = work.new(dtype)
+        return {"x": gradient} if work.run(operation, dtype) else NotImplemented
 
     return pull
 
@@ -238,8 +238,8 @@ def _pull_logsumexp(
     if work is None:
         return NotImplemented
     work.call.factor = work.number(ct if keepdims else F.keep(device.xp, ct, axis))
-    gradient, work.call.y = work.new()
-    return {"x": gradient} if work.run("softmax") else NotImplemented
+    gradient, work.call.y = work.new(x.dtype)
+    return {"x": gradient} if work.run("softmax", x.dtype) else NotImplemented
 
 
 # --- cross-entropy: one launch gives each row's loss and weight, another what they come to -----------------------------
@@ -248,7 +248,7 @@ def _pull_logsumexp(
 class Loss(Work):
     """One call of cross_entropy."""
 
-    __slots__ = ("axis", "normalizer", "reduction")
+    __slots__ = ("axis", "dtype", "normalizer", "reduction", "share")
 
     @classmethod
     def begin(
@@ -262,7 +262,8 @@ class Loss(Work):
         self = cls.on(device, x, axis, dtype, where, temperature)
         if self is None:
             return None
-        self.axis, self.reduction, self.normalizer = axis, reduction, 1.0 if reduction == "sum" else normalizer
+        self.axis, self.dtype, self.reduction, self.share = axis, dtype, reduction, None
+        self.normalizer = 1.0 if reduction == "sum" else normalizer
         call, xp = self.call, device.xp
         if soft:
             self.flags |= P.SOFT
@@ -286,16 +287,19 @@ class Loss(Work):
         kinds = self.device.kinds
         return P.SIZES[kinds[self.dtype]] > P.SIZES[kinds[self.x.dtype]]
 
-    def losses(self, operation: str = "loss") -> Any:
+    def losses(self) -> Any:
         """(2, rows): each row's s · loss, and s · its weight; None where the kernels do not take the call."""
+        return self.rows_by("loss", self.dtype)
+
+    def rows_by(self, operation: str, dtype: Any) -> Any:
         both, (self.call.loss, self.call.weight) = self.new_rows(2)
-        return both if self.run(operation) else None
+        return both if self.run(operation, dtype) else None
 
     def summed(self, operation: str) -> None:
         flags = self.flags & (P.SOFT | P.CLASS_WEIGHT)
         if self.normalizer is not None:
             self.call.divisor, flags = self.of_call(self.normalizer), P.GIVEN
-        self.run(operation, flags)
+        self.run(operation, self.dtype, flags)
 
     def of_call(self, value: Any) -> P.Number:
         """A number, or an array of one."""
@@ -311,26 +315,25 @@ class Loss(Work):
         self.summed("total")
         return y
 
-    def share(self, share: Any = None) -> Any:
-        """What each row of a mean counts for, an array of one, found now or known; None where declined."""
+    def shared(self, share: Any = None) -> bool:
+        """Is it said what each row of a mean counts for? `share`: an array of one, if it is known already."""
+        if self.reduction != "mean":
+            return True
         if share is None:
             # what distributions add up to takes reading them: so the losses come first after all
             if self.flags & P.SOFT and self.normalizer is None and self.losses() is None:
-                return None
+                return False
             share = self.device.empty((1,), self.device.xp.float64, self.x)
             self.call.m = P.Rows(self.hold(share), 0)
             self.summed("share")
-        self.call.factor = P.Number(self.hold(share), 0, 0.0)
-        return share
+        self.share, self.call.factor = share, P.Number(self.hold(share), 0, 0.0)
+        return True
 
-    def with_gradient(self, gradient: Any = None) -> Any:
-        """(2, rows) as of `losses`, and the gradient by x, of the dtype `gradient` or x's; None where declined."""
-        call = self.call
-        answer, self.dtype = self.dtype, self.x.dtype if gradient is None else gradient
-        derivative, call.y = self.new()
-        both = self.losses("loss_and_gradient")
-        self.dtype = answer
-        return None if both is None else (both, derivative)
+    def with_gradient(self, dtype: Any) -> Any:
+        """(2, rows) as of `losses`, and the gradient by x, of that dtype; None where declined."""
+        gradient, self.call.y = self.new(dtype)
+        both = self.rows_by("loss_and_gradient", dtype) if self.shared() else None
+        return None if both is None else (both, gradient)
 
 
 @on_gpu
@@ -348,9 +351,8 @@ def _pull_cross_entropy(device: Device, ct: Any, y: Any, wanted: Any, x: Any, la
         return NotImplemented
     each = loss.reduction == "none"
     loss.call.factor = loss.number(F.keep(device.xp, ct, loss.axis)) if each else loss.of_call(ct)
-    if (loss.reduction == "mean" and loss.share() is None) or (done := loss.with_gradient()) is None:
-        return NotImplemented
-    return {"x": done[1]}
+    done = loss.with_gradient(x.dtype)
+    return NotImplemented if done is None else {"x": done[1]}
 
 
 @on_gpu
@@ -359,22 +361,18 @@ def _sweep_cross_entropy(device: Device, x: Any, labels: Any, gradient: Any = No
     loss = Loss.begin(device, x, labels, **options) if options["reduction"] != "none" else None
     if loss is None or loss.finer():
         return NotImplemented
-    share = loss.share() if loss.reduction == "mean" else None
-    if (loss.reduction == "mean" and share is None) or (done := loss.with_gradient(gradient)) is None:
-        return NotImplemented
-    return loss.reduced(done[0]), done[1], share
+    done = loss.with_gradient(x.dtype if gradient is None else gradient)
+    return NotImplemented if done is None else (loss.reduced(done[0]), done[1], loss.share)
 
 
 @on_gpu
 def again(device: Device, ct: Any, gradient: Any, share: Any, x: Any, labels: Any, **options: Any) -> Any:
     """The gradient that a sweep found, times ct: computed anew in its place unless ct is 1, which the GPU alone looks at."""
     loss = Loss.begin(device, x, labels, **options) if all_plain(device, ct, gradient) else None
-    if loss is None:
+    if loss is None or not loss.shared(share):
         return NotImplemented
-    if share is not None:
-        loss.share(share)
     loss.call.cotangent, loss.call.y = loss.of_call(ct), loss.view(gradient)
-    return NotImplemented if loss.losses("loss_and_gradient") is None else gradient
+    return NotImplemented if loss.rows_by("loss_and_gradient", gradient.dtype) is None else gradient
 
 
 # --- rows that lie one after the other: what a small call costs is what it costs here ---------------------------------
