@@ -7,6 +7,7 @@ value, so what the kernels would be told is what is computed. Everything else th
 import ctypes
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Lock, local
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -430,6 +431,19 @@ def forget() -> None:
     if torch is not None:
         torch.DEVICE.ready.clear()
     _warm.cuda, _warm.cuda_closed = False, ""
+
+
+def stand_in(monkeypatch: Any) -> Any:
+    """torch's CPU tensors go the way of a GPU's. torch's backend."""
+    from softxp._backends import on_torch
+
+    device = replace(on_torch.DEVICE, gpu=lambda t: 0, stream=lambda gpu: 5)
+    monkeypatch.setattr(on_torch, "DEVICE", device)
+    monkeypatch.setattr(on_torch, "CUDA", on_torch.CUDA._replace(host=device))
+    monkeypatch.setattr(
+        on_torch, "_road", lambda x: on_torch.CUDA if _warm.cuda and not on_torch._watched() else on_torch.NONE
+    )
+    return on_torch
 
 
 @contextmanager

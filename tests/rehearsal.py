@@ -8,7 +8,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -45,15 +44,8 @@ def pytest_configure() -> None:
 @contextmanager
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """torch's tensors on the CPU go the way of a GPU's."""
-    from softxp._backends import on_torch
-
-    device, look = replace(on_torch.DEVICE, gpu=lambda t: 0, stream=lambda gpu: 5), on_torch.BACKEND.look
-    monkeypatch.setattr(on_torch, "DEVICE", device)
-    monkeypatch.setattr(on_torch, "CUDA", on_torch.CUDA._replace(host=device))
-    on = on_torch._warm
-    monkeypatch.setattr(
-        on_torch, "_road", lambda x: on_torch.CUDA if on.cuda and not on_torch._watched() else on_torch.NONE
-    )
+    on_torch = pretend.stand_in(monkeypatch)
+    look = on_torch.BACKEND.look
     # (which is asked first, and by the tensor's own device)
     monkeypatch.setattr(on_torch, "_short_softmax", lambda x, axis: on_torch._on_gpu("softmax", x, axis))
     monkeypatch.setattr(on_torch, "_MIXED", False)  # torch multiplies so on CUDA alone

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import emulated as kernels
@@ -575,12 +574,7 @@ def test_the_switch():
 @pytest.fixture
 def torch(gpu, monkeypatch):
     torch = pytest.importorskip("torch")
-    from softxp._backends import on_torch
-
-    device = replace(on_torch.DEVICE, gpu=lambda t: 0, stream=lambda gpu: 5)
-    monkeypatch.setattr(on_torch, "DEVICE", device)
-    monkeypatch.setattr(on_torch, "CUDA", on_torch.CUDA._replace(host=device))
-    monkeypatch.setattr(on_torch, "_road", lambda x: on_torch.NONE if on_torch._watched() else on_torch.CUDA)
+    pretend.stand_in(monkeypatch)
     return torch
 
 

@@ -34,6 +34,7 @@ class Device:
     steps: Callable[[Any], tuple[int, ...]]  # from number to number along each axis, in numbers
     like: Callable[[Any, Any], Any]  # (array, dtype) -> new memory for one of its shape and order
     empty: Callable[[Any, Any, Any], Any]  # (shape, dtype, like) -> new memory in C order, beside `like`
+    in_order: Callable[[Any], bool]  # does it lie in C order?
     together: Callable[[Any], Any]  # array -> itself, or a copy, in C order
     stream: Callable[[int], int]  # number of a GPU -> handle of its current stream
     guard: Callable[[Any], AbstractContextManager[Any]] = lambda x: _NOWHERE  # under which new arrays lie beside x
@@ -378,9 +379,33 @@ def again(device: Device, ct: Any, gradient: Any, share: Any, x: Any, labels: An
 # --- rows that lie one after the other: what a small call costs is what it costs here ---------------------------------
 
 
+def kernels_of(serve: Callable[[str, Any, Any], Any]) -> dict[str, Callable[..., Any]]:
+    """Kernels of public functions, by `serve(operation, x, axis)`, for calls without options."""
+
+    def of_map(operation: str) -> Callable[..., Any]:
+        def kernel(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any:
+            """CUDA kernel, where they are on (plain rows, no gradient)"""
+            if where is not None or dtype is not None or temperature.__class__ is not float or temperature != 1.0:
+                return NotImplemented
+            return serve(operation, x, axis)
+
+        return kernel
+
+    def logsumexp(x: Any, axis: Any, b: Any, where: Any, keepdims: bool, return_sign: bool, dtype: Any) -> Any:
+        """CUDA kernel, where they are on (plain rows, no gradient)"""
+        if b is not None or where is not None or keepdims or return_sign or dtype is not None:
+            return NotImplemented
+        return serve("logsumexp", x, axis)
+
+    return {"softmax": of_map("softmax"), "log_softmax": of_map("log_softmax"), "logsumexp": logsumexp}
+
+
 @on_gpu
-def plain_rows(device: Device, operation: str, x: Any) -> Any:
+def plain_rows(device: Device, operation: str, axis: Any, x: Any) -> Any:
     """softmax, log_softmax or logsumexp along the last axis of an array in C order that holds numbers."""
+    rank = len(x.shape)
+    if axis.__class__ is not int or not rank or axis not in (-1, rank - 1) or 0 in x.shape or not device.in_order(x):
+        return NotImplemented
     number, start = device.gpu(x), device.address(x)
     key = operation, number, x.dtype, x.shape, start % 16
     ready = device.ready.get(key)

@@ -61,35 +61,11 @@ DEVICE = _cuda.Device(
     steps=lambda a: tuple(step // a.itemsize for step in a.strides),
     like=lambda a, dtype: cp.empty_like(a, dtype=dtype),
     empty=lambda shape, dtype, like: cp.empty(shape, dtype=dtype),
+    in_order=lambda a: a.flags.c_contiguous,
     together=cp.ascontiguousarray,
     stream=lambda gpu: cp.cuda.get_current_stream().ptr,
     guard=_guard,
 )
-
-
-def _plain_rows(operation: str, x: Any, axis: Any) -> Any:
-    if not _warm.cuda or axis.__class__ is not int or x.dtype not in DEVICE.kinds or not x.size:
-        return NotImplemented
-    if not x.ndim or (axis != -1 and axis != x.ndim - 1) or not x.flags.c_contiguous:
-        return NotImplemented
-    return _cuda.plain_rows(DEVICE, operation, x=x)
-
-
-def _map(operation: str) -> Callable[..., Any]:
-    def kernel(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any:
-        """CUDA kernel, where they are on (plain rows)"""
-        if where is not None or dtype is not None or temperature.__class__ is not float or temperature != 1.0:
-            return NotImplemented
-        return _plain_rows(operation, x, axis)
-
-    return kernel
-
-
-def _logsumexp(x: Any, axis: Any, b: Any, where: Any, keepdims: bool, return_sign: bool, dtype: Any) -> Any:
-    """CUDA kernel, where they are on (plain rows)"""
-    if b is not None or where is not None or keepdims or return_sign or dtype is not None:
-        return NotImplemented
-    return _plain_rows("logsumexp", x, axis)
 
 
 def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
@@ -106,7 +82,7 @@ BACKEND = Backend(
     name="cupy",
     xp=XP,
     lift=_lift,
-    kernels={"softmax": _map("softmax"), "log_softmax": _map("log_softmax"), "logsumexp": _logsumexp},
+    kernels=_cuda.kernels_of(lambda operation, x, axis: _cuda.plain_rows(DEVICE, operation, axis, x=x)),
     pullbacks={name: partial(pull, DEVICE) for name, pull in _cuda.PULLBACK.items()},
     sweeps={name: partial(sweep, DEVICE) for name, sweep in _cuda.SWEEP.items()},
     state=lambda x, **how: _cuda.state(DEVICE, x=x, **how),

@@ -167,6 +167,7 @@ DEVICE = _cuda.Device(
     steps=lambda t: t.stride(),
     like=lambda t, dtype: torch.empty_like(t, dtype=dtype),
     empty=lambda shape, dtype, like: torch.empty(shape, dtype=dtype, device=like.device),
+    in_order=lambda t: t.is_contiguous(),
     together=lambda t: t.contiguous(),
     stream=getattr(  # (the number alone, where this torch has it: a Stream object costs more than a launch)
         torch._C, "_cuda_getCurrentRawStream", lambda gpu: torch.cuda.current_stream(gpu).cuda_stream
@@ -442,15 +443,7 @@ def _short_softmax(x: Any, axis: int) -> Any:
 
 def _on_gpu(operation: str, x: Any, axis: Any) -> Any:
     """Rows that lie contiguous, on CUDA."""
-    if (
-        _road(x) is not CUDA
-        or axis.__class__ is not int
-        or (axis != -1 and axis != x.ndim - 1)
-        or not x.ndim
-        or not x.numel()
-    ):
-        return NotImplemented
-    return _cuda.plain_rows(DEVICE, operation, x=x) if x.is_contiguous() else NotImplemented
+    return _cuda.plain_rows(DEVICE, operation, axis, x=x) if _road(x) is CUDA else NotImplemented
 
 
 _KINDS: Any = {}
@@ -476,20 +469,10 @@ def _softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any
     return NotImplemented
 
 
-def _log_softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any:
-    """CUDA kernel, where they are on (plain rows, no gradient)"""
-    if x.is_cpu or _compiling() or where is not None or dtype is not None:
+def _unfollowed(operation: str, x: Any, axis: Any) -> Any:
+    if x.is_cpu or _compiling() or _followed({"x": x}):
         return NotImplemented
-    if temperature.__class__ is not float or temperature != 1.0 or _followed({"x": x}):
-        return NotImplemented
-    return _on_gpu("log_softmax", x, axis)
-
-
-def _logsumexp(x: Any, axis: Any, b: Any, where: Any, keepdims: bool, return_sign: bool, dtype: Any) -> Any:
-    """CUDA kernel, where they are on (plain rows, no gradient)"""
-    if x.is_cpu or _compiling() or b is not None or where is not None or keepdims or return_sign or dtype is not None:
-        return NotImplemented
-    return NotImplemented if _followed({"x": x}) else _on_gpu("logsumexp", x, axis)
+    return _on_gpu(operation, x, axis)
 
 
 def _forward_softmax(
@@ -576,12 +559,12 @@ BACKEND = Backend(
     name="torch",
     xp=XP,
     lift=_lift,
-    kernels={"softmax": _softmax, "log_softmax": _log_softmax, "logsumexp": _logsumexp},
+    kernels={**_cuda.kernels_of(_unfollowed), "softmax": _softmax},
     pullbacks={name: _pullback(name) for name in {**CPU.pullback, **CUDA.pullback}},
     sweeps={name: _sweep(name) for name in {**CPU.sweep, **CUDA.sweep}},
     state=_state,
     rows=lambda x: not _compiling() and _road(x) is not NONE,
-    serves=lambda name, x: x.is_cpu or _warm.cuda,
+    serves=lambda name, x: name == "softmax" if x.is_cpu else _warm.cuda,
     road="formula, lifted into autograd",
     roads={
         **dict.fromkeys(CPU.forward, "row kernels with Numba on the CPU"),
