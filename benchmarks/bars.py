@@ -35,11 +35,7 @@ def line(each: dict[str, Any]) -> str:
 
 
 def bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    plain = {
-        (r["function"], r["dtype"], r["n"]): r
-        for r in rows
-        if "of copy" in r and not r.get("compilers") and many_rows(r)
-    }
+    plain = by_shape(large(rows))
     small = {r["function"]: r["host seconds"] for r in rows if "host seconds" in r}
 
     def share(function: str, dtype: str, n: int) -> float | None:
@@ -89,6 +85,14 @@ def bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*out, bar("linear_cross_entropy, forward and backward", 40, found, most=True, unit=" ms")]
 
 
-def many_rows(row: dict[str, Any]) -> bool:
-    """Not one of the shapes of few rows, which share some lengths."""
-    return row["n"] <= 262_144 and (row["rows"], row["n"]) not in ((4, 262_144), (32, 131_072))
+def large(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that fill one size, without compilers: not the shapes of few rows, which share some lengths."""
+
+    def many(r: dict[str, Any]) -> bool:
+        return r["n"] <= 262_144 and (r["rows"], r["n"]) not in ((4, 262_144), (32, 131_072))
+
+    return [r for r in rows if "of copy" in r and not r.get("compilers") and many(r)]
+
+
+def by_shape(rows: list[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, Any]]:
+    return {(r["function"], r["dtype"], r["n"]): r for r in rows}

@@ -77,27 +77,36 @@ class Rehearsal(Gpu):
         pass
 
 
-def of_torch(function: str, x: Any, labels: Any, v: Any) -> Any:
+def call_of(function: str, f: Callable[[Any], Any], x: Any, v: Any) -> Callable[[], Any]:
+    """f of x as the benchmark's function asks for it: the value, with its gradient, or the backward alone."""
+    if function.endswith("vjp"):
+        return backward(f, x, v)
+    return (lambda: gradient(f, x)) if function.endswith("gradient") else lambda: f(x)
+
+
+def value(function: str) -> str:
+    """Whose value, gradient or backward is asked for."""
+    return function.partition(",")[0].partition(" and")[0]
+
+
+def torchs(function: str, labels: Any) -> Callable[[Any], Any]:
     ce = torch.nn.functional.cross_entropy
     return {
-        "softmax": lambda: torch.softmax(x, -1),
-        "log_softmax": lambda: torch.log_softmax(x, -1),
-        "logsumexp": lambda: torch.logsumexp(x, -1),
-        "cross_entropy": lambda: ce(x, labels),
-        "cross_entropy and gradient": lambda: gradient(lambda z: ce(z, labels), x),
-        "softmax, vjp": backward(lambda z: torch.softmax(z, -1), x, v),
-    }[function]
+        "softmax": lambda z: torch.softmax(z, -1), "log_softmax": lambda z: torch.log_softmax(z, -1),
+        "logsumexp": lambda z: torch.logsumexp(z, -1), "cross_entropy": lambda z: ce(z, labels),
+    }[value(function)]  # fmt: skip
 
 
-def of_softxp(function: str, x: Any, labels: Any, v: Any) -> Any:
-    return {
-        "softmax": lambda: softxp.softmax(x),
-        "log_softmax": lambda: softxp.log_softmax(x),
-        "logsumexp": lambda: softxp.logsumexp(x, axis=-1),
-        "cross_entropy": lambda: softxp.cross_entropy(x, labels),
-        "cross_entropy and gradient": lambda: gradient(lambda z: softxp.cross_entropy(z, labels), x),
-        "softmax, vjp": backward(softxp.softmax, x, v),
-    }[function]
+def of_torch(function: str, x: Any, labels: Any, v: Any) -> Callable[[], Any]:
+    return call_of(function, torchs(function, labels), x, v)
+
+
+def of_softxp(function: str, x: Any, labels: Any, v: Any) -> Callable[[], Any]:
+    ours: dict[str, Callable[[Any], Any]] = {
+        "softmax": softxp.softmax, "log_softmax": softxp.log_softmax,
+        "logsumexp": lambda z: softxp.logsumexp(z, axis=-1), "cross_entropy": lambda z: softxp.cross_entropy(z, labels),
+    }  # fmt: skip
+    return call_of(function, ours[value(function)], x, v)
 
 
 def backward(f: Callable[[Any], Any], x: Any, v: Any) -> Callable[[], Any]:
@@ -155,16 +164,7 @@ def of_jax(function: str, x: Any) -> dict[str, Callable[[], Any]]:
 
 def of_compiled(function: str, x: Any, labels: Any, v: Any) -> dict[str, Callable[[], Any]]:
     torch._dynamo.reset()  # which gives up on a function after eight shapes
-    ce = torch.nn.functional.cross_entropy
-    name = function.partition(",")[0].partition(" and")[0]
-    of: Any = {
-        "softmax": lambda z: torch.softmax(z, -1), "log_softmax": lambda z: torch.log_softmax(z, -1),
-        "logsumexp": lambda z: torch.logsumexp(z, -1), "cross_entropy": lambda z: ce(z, labels),
-    }[name]  # fmt: skip
-    f = torch.compile(of, dynamic=False)
-    if function == "softmax, vjp":
-        return {"compiled": backward(f, x, v)}
-    return {"compiled": (lambda: gradient(f, x)) if function.endswith("gradient") else lambda: f(x)}
+    return {"compiled": call_of(function, torch.compile(torchs(function, labels), dynamic=False), x, v)}
 
 
 def given(function: str, dtype: str, rows: int, n: int, device: str, seed: int = 0) -> tuple[str, Any, Any, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .bars import DTYPES, FUNCTIONS, LENGTHS, many_rows
+from .bars import DTYPES, FUNCTIONS, LENGTHS, by_shape, large
 
 # what was set as a floor: peer's time / ours, and ours as a fraction of a plain copy's speed
 LONG = 50_257
@@ -94,14 +94,19 @@ def missed(rows: list[dict[str, Any]]) -> list[str]:
 PEERS = ("scipy", "numpy", "torch", "torch.compile", "jax", "copy")
 
 
-def picture(rows: list[dict[str, Any]], path: Path, peers: Iterable[str] = PEERS, dtype: str = "float32") -> None:
-    """How many times as fast as each peer, over shapes: a panel for each function, in a dtype along the last axis."""
+def plots() -> Any:
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "softxp"
     import matplotlib.pyplot as plt
 
+    return plt
+
+
+def picture(rows: list[dict[str, Any]], path: Path, peers: Iterable[str] = PEERS, dtype: str = "float32") -> None:
+    """How many times as fast as each peer, over shapes: a panel for each function, in a dtype along the last axis."""
+    plt = plots()
     rows = [r for r in rows if r["dtype"] == dtype and r.get("axis", -1) == -1]
     functions = list(dict.fromkeys(r["function"] for r in rows))
     peers = [p for p in peers if any(p in r["seconds"] for r in rows)]
@@ -201,8 +206,7 @@ def gpu_half(report: dict[str, Any], stem: str) -> list[str]:
             f"| {each['name']} | {sense} {each['wanted']:g}{each['unit']} | {figure(each['got'])} | {each['where']} "
             f"| {'yes' if each['reached'] else '**no**'} |"
         )
-    large = [r for r in rows if "of copy" in r and not r.get("compilers") and many_rows(r)]
-    plain = {(r["function"], r["dtype"], r["n"]): r for r in large}
+    plain = by_shape(large(rows))
     lengths = sorted(LENGTHS)
     lines += ["", "### Fractions of a copy's speed", "", f"![Fractions of a copy's speed]({stem}-gpu.svg)", ""]
     lines += [f"| function | dtype | {' | '.join(map(str, lengths))} |", "|---" * (2 + len(lengths)) + "|"]
@@ -240,20 +244,14 @@ def gpu_half(report: dict[str, Any], stem: str) -> list[str]:
 
 
 def gpu_pictures(report: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "softxp"
-    import matplotlib.pyplot as plt
-
-    large = sorted((r for r in report["rows"] if "of copy" in r and not r.get("compilers")), key=lambda r: r["n"])
-    large = [r for r in large if many_rows(r)]
-    if not large:
+    plt = plots()
+    rows = sorted(large(report["rows"]), key=lambda r: r["n"])
+    if not rows:
         raise ValueError("the GPU's report holds no row of the large shapes; run make gpu again.")
     figure, panels = plt.subplots(len(FUNCTIONS), 1, figsize=(9, 2.3 * len(FUNCTIONS)), sharex=True)
     for panel, function in zip(panels, FUNCTIONS, strict=True):
         for i, dtype in enumerate(DTYPES):
-            mine = {r["n"]: r["of copy"] for r in large if (r["function"], r["dtype"]) == (function, dtype)}
+            mine = {r["n"]: r["of copy"] for r in rows if (r["function"], r["dtype"]) == (function, dtype)}
             for name, style in (("softxp", "o-"), ("torch", ":")):
                 known = [(n, of[name]) for n, of in mine.items() if name in of]
                 panel.plot(*zip(*known, strict=True) if known else ([], []), style, color=f"C{i}", label=f"{name}, {dtype}",
@@ -270,7 +268,7 @@ def gpu_pictures(report: dict[str, Any], path: Path) -> None:
     figure.set_layout_engine("tight", rect=(0, 0, 1, 0.95))
     figure.savefig(path.with_name(f"{path.stem}-gpu.svg"), metadata={"Date": None})
     plt.close(figure)
-    picture(large, path.with_name(f"{path.stem}-gpu-peers.svg"), ("torch", "cupyx", "formula", "copy"))
+    picture(rows, path.with_name(f"{path.stem}-gpu-peers.svg"), ("torch", "cupyx", "formula", "copy"))
 
 
 def write(report: dict[str, Any] | None, path: Path, gpu: dict[str, Any] | None = None) -> None:
