@@ -42,7 +42,7 @@ class Library:
         text = SOURCE.read_text() if source is None else source
         lines = [f'#include "{HOST}"']
         for options, i in self.names.items():
-            config = ", ".join(option.partition("=")[2] for option in options if "CLUSTER=" not in option)
+            config = ", ".join(option.partition("=")[2] for option in options[:9])
             lines.append(
                 f'extern "C" int run_{i}(const Call* call, long long grid, unsigned seed) '
                 f"{{ return launch<Config<{config}>>(call, grid, seed); }}"

@@ -6,12 +6,13 @@ from functools import cache
 import emulated as M
 import numpy as np
 import pytest
-from test_cuda_kernels import ROADS, ask, ask_all_sums, asked, launches, launches_of_sums, sizes
+from test_cuda_kernels import ROADS, ask, ask_all_sums, asked, launches, launches_of_sums, sizes, tried
 
 from softxp._kernels import plan as P
 
 pytestmark = pytest.mark.skipif(M.COMPILER is None, reason="no g++ is found, which builds the kernels for the CPU")
 
+V_APART = ("log_softmax_pullback", "a cluster, v apart")
 SHARE, TOTAL = ("share", "rows"), ("total", "rows")
 BLOCK, LANES, COLUMNS = (("loss_and_gradient", road) for road in ("a block", "lanes", "columns"))
 # name: (a place in the source with the right expression between « and », the wrong one or None for a statement that is left
@@ -46,6 +47,9 @@ MISTAKES = {
     "a warp too many": ("«lane % LANES < WARPS» ? cells", "true", ("softmax", "a block"), BLOCK),
     "no turns in a block": (": nothing);\n        }\n        «turn ^= 1»;", None, ("softmax", "a block"), BLOCK),
     "no turns in columns": ("lane]);\n        «turn ^= 1»;", None, ("softmax", "columns"), COLUMNS),
+    "v is not waited for": ("if constexpr (C::SENT) «sent_vectors_arrive()»;", None, V_APART, BLOCK),
+    "another thread's v": ("i * C::THREADS + «threadIdx.x»", "0", V_APART),
+    "v where x is -inf": ("narrow(E(), A(0)) : «element<E>(sent(j / C::WIDTH), k)»", "narrow(E(), A(0))", V_APART),
     "a label of n is a class": ("«label >= call.n»", "label > call.n", BLOCK, ("loss", "lanes")),
     "an unsigned label is negative": ("«call.label_kind == -8 && label < 0»", "false", ("loss", "columns"), LANES),
     "an ignored row counts": ("return {label, bad, «ignored» ||", "false", BLOCK, ("loss", "lanes")),
@@ -79,7 +83,7 @@ MISTAKES = {
     "a difference is rounded": (
         "error = «(x - (d - v)) - (centre + v)»",
         "A(0)",
-        *(("log_softmax", road) for road in ROADS),
+        *(("log_softmax", road) for road in ROADS if tried("log_softmax", road)),
     ),
     "the rounding of what is far": (
         "error = «zero ? 0.0f : error»;",
@@ -134,12 +138,16 @@ MISTAKES = {
     ),
     "no shift": ("height = height_of(«state.centre», state.m);", "A(0)", ("softmax", "a block")),
     "v is not shifted": (
-        "«(tile.v[j] - mean)»",
-        "tile.v[j]",
+        "part += tile.x[j] * («second(tile, j) - mean»)",
+        "second(tile, j)",
         ("softmax_pullback", "a warp"),
         ("softmax_pullback", "lanes"),
     ),
-    "the temperature's rounding": ("+ error) * by - «q * excess»", "A(0)", *(("log_softmax", r) for r in ROADS)),
+    "the temperature's rounding": (
+        "+ error) * by - «q * excess»",
+        "A(0)",
+        *(("log_softmax", road) for road in ROADS if tried("log_softmax", road)),
+    ),
     "no cotangent": ("number_of(call.factor, row) * «number_of(call.cotangent, 0)» * sample", "1", BLOCK, LANES),
     "what is dropped weighs": ("one.weight = «label.dropped» ? 0", "false", SHARE),
     "a class's weight is 1": ("bad ? 0 : «WEIGHTS» ? class_weight", "false", SHARE, BLOCK),

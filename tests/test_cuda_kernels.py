@@ -14,7 +14,7 @@ from softxp._kernels import plan as P
 
 pytestmark = pytest.mark.skipif(M.COMPILER is None, reason="no g++ is found, which builds the kernels for the CPU")
 
-# road: (lanes of a row, threads of a block, vectors of a thread, held?, layout of x)
+# road: (lanes of a row, threads of a block, vectors of a thread, how it is held, layout of x)
 ROADS = {
     "a thread": (1, 32, 2, True, "rows"),
     "lanes": (8, 64, 2, True, "rows"),
@@ -28,7 +28,10 @@ ROADS = {
     "pieces of columns": (P.COLUMNS, 64, 1, False, "columns"),
     "steps": (4, 32, 2, True, "apart"),
     "a stream of steps": (64, 64, 1, False, "back"),
+    "a cluster's stream": (64, 64, 1, False, "rows"),
+    "a cluster, v apart": (64, 64, 2, P.V_IN_SHARED, "rows"),
 }
+V_APART = list(ROADS)[-1]
 BOTH = P.MASK | P.TEMPERATURE
 PLAIN = {"logsumexp": (0, P.MASK), "state": (0, P.MASK), "loss": (), "loss_and_gradient": ()}
 OF_LOSSES = (
@@ -53,6 +56,8 @@ def asked(operation: str, road: str) -> list[tuple[str, str, int]]:
         dtypes = tuple((dtype, dtype) for dtype, _ in dtypes)
     if operation in P.LOSSES:
         flags = OF_LOSSES[(2 * j + i) % 9], OF_LOSSES[(2 * j + i + 1) % 9]
+        if road == V_APART:
+            flags = P.SOFT | flags[0], P.SOFT | flags[1]
     else:
         flags = PLAIN.get(operation, (0, BOTH))
         flags = flags if j // 2 % 2 else flags[::-1]
@@ -67,11 +72,17 @@ def asked(operation: str, road: str) -> list[tuple[str, str, int]]:
 def launches(operation: str, road: str, dtype: str, answer: str, flags: int, grid: int = 1) -> list[P.Launch]:
     lanes, threads, vectors, held, layout = ROADS[road]
     flags |= P.STRIDED if layout in ("columns", "apart", "back") else 0
-    parts = ("FIRST", "LAST") if road.startswith("pieces") else ("CLUSTER",) if road == "a cluster" else ("WHOLE",)
+    parts = ("FIRST", "LAST") if road.startswith("pieces") else ("CLUSTER",) if in_cluster(road) else ("WHOLE",)
     return [P.instance(operation, dtype, answer, flags, lanes, threads, vectors, held, grid, part) for part in parts]
 
 
+def in_cluster(road: str) -> bool:
+    return road.startswith("a cluster")
+
+
 def tried(operation: str, road: str) -> bool:
+    if road == V_APART:
+        return operation in (*P.PULLBACKS, *P.LOSSES)  # only they read v
     return not (operation == "softmax_pullback" and road.startswith("pieces"))  # its second sums need the first ones
 
 
@@ -189,9 +200,9 @@ def sizes(road: str, dtype: str) -> list[int]:
     lanes, threads, vectors, held, layout = ROADS[road]
     width = 16 // P.SIZES[dtype]
     tile = (lanes or threads // 32) * vectors * width
-    if not held:
+    if not held and not in_cluster(road):
         return [1, 2, tile - 1, tile, tile + 1, 3 * tile + 5, 997]
-    if road == "a cluster":
+    if in_cluster(road):
         return [1, 33, 997]
     most = tile if layout != "rows" else tile - width + 1  # rows may begin anywhere
     return sorted({n for n in (1, 2, 3, 31, 33, 61, most - 1, most) if n <= most})
@@ -213,7 +224,7 @@ def ask(
     if road.startswith("pieces"):
         piece = -(-n // int(rng.integers(1, 5))) // width * width + width
         pieces = -(-n // piece)
-    if road == "a cluster":
+    if in_cluster(road):
         pieces = int(rng.choice([k for k in (2, 4, 8) if n // k <= threads * 2 * width - 2 * width]))
         piece = -(-n // pieces) // width * width + width  # the last ones may have nothing
     blocks = -(-outer * inner // groups)
@@ -239,7 +250,7 @@ def ask(
 @pytest.mark.parametrize("operation", P.OPERATIONS)
 def test_every_road(operation, road):
     if not tried(operation, road):
-        pytest.skip("the plan never cuts these rows")
+        pytest.skip("no plan has this road")
     lib = library(operation)
     for how in asked(operation, road):
         for n in sizes(road, how[0]):

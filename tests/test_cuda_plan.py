@@ -55,7 +55,7 @@ def looked_at(plan: P.Plan, operation: str, dtype: str, rows: int, n: int, align
         lanes, threads, vectors, held = (int(o[k]) for k in ("LANES", "THREADS", "VECTORS", "HELD"))
         assert threads == launch.block
         assert threads % 32 == 0 and 32 <= threads <= P.threads_at_most(dtype, int(o["FLAGS"]))
-        assert 1 <= vectors <= P.vectors_at_most(operation, dtype, int(o["FLAGS"])) <= 8
+        assert 1 <= vectors <= P.vectors_at_most(operation, dtype, int(o["FLAGS"]), held) <= 8
         assert lanes in (P.COLUMNS, 1, 2, 4, 8, 16, 32, threads)
         assert bool(int(o["FLAGS"]) & P.STRIDED) == (not together)
         size = threads // 32 if lanes == P.COLUMNS else lanes
@@ -65,6 +65,7 @@ def looked_at(plan: P.Plan, operation: str, dtype: str, rows: int, n: int, align
             per_row = 1
         assert launch.grid == -(-rows // groups) * per_row
         assert 1 <= launch.grid <= P.BLOCKS
+        assert (held == P.V_IN_SHARED) == (launch.shared > 0) and launch.shared <= 227 << 10
         if held:  # the worst beginning of a row leaves room
             assert size * vectors * width >= plan.piece + (0 if aligned or not together else width - 1)
 
@@ -100,12 +101,32 @@ def test_few_long_rows_are_cut():
 
 def test_a_cluster_holds_what_a_block_does_not():
     for dtype, most in (("float16", 262144), ("float32", 262144), ("float64", 65536)):
-        for n in NS:
-            plan = P.plan("softmax", dtype, 0, 4096, n, multiprocessors=132, capability=90)
-            held = options(plan.launches[0])["HELD"]
-            assert held == str(int(n <= most)), (dtype, n)
+        for operation in ("softmax", "softmax_pullback", "log_softmax_pullback"):
+            for n in NS:
+                plan = P.plan(operation, dtype, 0, 4096, n, multiprocessors=132, capability=90)
+                held = options(plan.launches[0])["HELD"]
+                assert (held != str(P.STREAMED)) == (n <= most), (dtype, n)
     assert P.plan("softmax", "float16", 0, 4096, 50257, multiprocessors=132, capability=90, aligned=False).pieces == 4
     assert P.plan("softmax", "float16", 0, 4096, 50257, multiprocessors=132, capability=89).pieces == 1
+
+
+def test_what_no_cluster_holds_is_read_again_by_one():
+    for n in (262145, 1 << 20, 1 << 31):
+        plan = P.plan("softmax", "float32", 0, 4096, n, multiprocessors=132, capability=90)
+        assert plan.pieces == 8 and options(plan.launches[0])["HELD"] == str(P.STREAMED)
+    assert P.plan("softmax", "float32", 0, 4096, 262145, multiprocessors=132, capability=89).pieces == 1
+
+
+def test_the_second_array_waits_in_shared_memory_where_there_is_so_much():
+    for dtype, n in (("bfloat16", 262144), ("float32", 131072), ("float64", 65536)):
+        for operation, flags in (("softmax_pullback", 0), ("loss_and_gradient", P.SOFT)):
+            for capability in (89, 90, 100, 120):
+                plan = P.plan(operation, dtype, flags, 4096, n, multiprocessors=132, capability=capability)
+                (launch,) = plan.launches
+                apart = options(launch)["HELD"] == str(P.V_IN_SHARED)
+                assert apart == (capability in P.ROOMY and not (flags and n == 262144))
+                assert apart == (launch.shared > 0) and launch.shared * (1024 // launch.block) <= 227 << 10
+    assert not P.plan("softmax", "float32", 0, 4096, 262144, multiprocessors=132, capability=90).launches[0].shared
 
 
 def test_two_blocks_share_a_multiprocessor_where_clusters_can_hold_a_row():
@@ -197,6 +218,8 @@ PLANNED = (  # operation, dtype, flags, outer, inner, n, layout
     ("loss", "float16", 0, 2, 1, 32768, "rows"),
     ("softmax_pullback", "float32", 0, 2, 1, 20011, "rows"),
     ("softmax_pullback", "float64", 0, 3, 1, 9001, "rows"),
+    ("softmax_pullback", "bfloat16", 0, 2, 1, 131072, "rows"),
+    ("log_softmax_pullback", "float32", 0, 2, 1, 131073, "rows"),
 )
 
 

@@ -39,14 +39,17 @@ def test_the_sanitizer_sees_every_way_to_hold_a_row():
     pytest.importorskip("torch")
     from test_on_gpu import ROADS
 
-    ways = []
-    for rows, n in ROADS:
-        whole = P.plan("log_softmax", "float32", 0, rows, n, multiprocessors=132, capability=90, aligned=n % 4 == 0)
-        of = dict(each[2:].split("=") for each in whole.launches[0].options)
-        lanes = int(of["SOFTROW_LANES"])
-        way = "some lanes" if lanes < 32 else "a warp" if lanes == 32 else "a block"
-        ways.append(way if of["SOFTROW_PART"] == "WHOLE" and of["SOFTROW_HELD"] == "1" else of["SOFTROW_PART"])
-    assert ways == ["some lanes", "a warp", "a block", "CLUSTER", "WHOLE", "FIRST"]
+    ways = set()
+    for operation in ("log_softmax", "log_softmax_pullback"):
+        for rows, n in ROADS:
+            how = dict(multiprocessors=132, capability=90, aligned=n % 4 == 0)
+            (launch, *_) = P.plan(operation, "float32", 0, rows, n, **how).launches
+            of = dict(each[2:].split("=") for each in launch.options)
+            lanes, held = int(of["SOFTROW_LANES"]), int(of["SOFTROW_HELD"])
+            way = "some lanes" if lanes < 32 else "a warp" if lanes == 32 else "a block"
+            ways.add(way if of["SOFTROW_PART"] == "WHOLE" and held == P.IN_REGISTERS else (of["SOFTROW_PART"], held))
+    clusters = {("CLUSTER", held) for held in (P.IN_REGISTERS, P.V_IN_SHARED, P.STREAMED)}
+    assert ways == {"some lanes", "a warp", "a block", *clusters, ("FIRST", P.STREAMED)}
 
 
 # --- the benchmark, its bars, its page ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <sys/mman.h>
 #include <ucontext.h>
+#include <vector>
 
 #define __device__
 #define __global__
@@ -90,10 +91,16 @@ inline void store_half_vector(void* at, unsigned low, unsigned high) {
 namespace host {
 
 enum { READY, AT_BARRIER, AT_CLUSTER_BARRIER, AT_SHUFFLE, DONE };
-constexpr int MOST = 2048;  // of a block, or of all blocks of a cluster
+constexpr int MOST = 8192;  // of a block, or of all blocks of a cluster
 constexpr size_t STACK = 64 << 10;
 
+struct Sent {  // by one thread, and not there yet
+  uint4* to;
+  const void* at;
+};
+
 struct Fibre {
+  std::vector<Sent> sent;
   jmp_buf here;
   ucontext_t first;
   bool begun;
@@ -196,6 +203,14 @@ inline bool block_of_threads() {
 
 }  // namespace host
 
+inline void send_vector(uint4* to, const void* at) {
+  if (reinterpret_cast<uintptr_t>(at) % 16 || reinterpret_cast<uintptr_t>(to) % 16) misaligned = true;
+  host::fibres[host::current].sent.push_back({to, at});
+}
+inline void sent_vectors_arrive() {
+  for (const host::Sent& one : host::fibres[host::current].sent) memcpy(one.to, one.at, 16);
+  host::fibres[host::current].sent.clear();
+}
 inline void __syncthreads() { host::pause(host::AT_BARRIER); }
 inline void cluster_barrier() { host::pause(host::AT_CLUSTER_BARRIER); }
 

@@ -411,27 +411,27 @@ def plain_rows(device: Device, operation: str, axis: Any, x: Any) -> Any:
     ready = device.ready.get(key)
     if ready is None:
         ready = _make_ready(device, x, key)
-    gpu, kernel, grid, block, call = ready
+    gpu, kernel, how, call = ready
     if kernel is None:
         return NotImplemented
     y = device.empty(x.shape[:-1], x.dtype, x) if operation == "logsumexp" else device.like(x, x.dtype)
     call = P.Call.from_buffer_copy(call)
     pack_into("Q", call, P.Call.x.offset, start)
     pack_into("Q", call, P.Call.y.offset, device.address(y))
-    gpu.start(kernel, grid, block, call, device.stream(number))
+    gpu.start(kernel, *how, call, device.stream(number))
     return y
 
 
 def _make_ready(device: Device, x: Any, key: tuple) -> Any:
     operation, number = key[:2]
     gpu, work = cuda.gpu(number), Work.on(device, x, (len(x.shape) - 1,), x.dtype)
-    ready: tuple[Any, ...] = gpu, None, 0, 0, b""
+    ready: tuple[Any, ...] = gpu, None, (), b""
     if work is not None:
         work.call.y = P.View(0, 1, 1, 0) if operation == "logsumexp" else work.call.x
         plan = P.plan_of(operation, device.kinds[x.dtype], 0, work.call, gpu.multiprocessors, gpu.capability)
         if plan is not None and len(plan.launches) == 1:
             (one,) = plan.launches
-            ready = gpu, gpu.kernel(one.options), one.grid, one.block, bytes(work.call)
+            ready = gpu, gpu.kernel(one.options, one.shared), (one.grid, one.block, one.shared), bytes(work.call)
     if len(device.ready) >= 1024:
         device.ready.clear()
     device.ready[key] = ready

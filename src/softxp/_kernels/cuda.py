@@ -182,17 +182,17 @@ class Gpu:
         self.kernels: dict[tuple[str, ...], Any] = {}
         self.modules: list[Any] = []
 
-    def kernel(self, options: tuple[str, ...]) -> Any:
-        """The kernel of a launch's options, ready to start."""
+    def kernel(self, options: tuple[str, ...], shared: int) -> Any:
+        """The kernel of a launch's options, ready to start with so many bytes of dynamic shared memory."""
         found = self.kernels.get(options)
         if found is None:
             with _lock:
                 found = self.kernels.get(options)
                 if found is None:
-                    found = self.kernels[options] = self._load(image(self.nvrtc, options, self.architecture))
+                    found = self.kernels[options] = self._load(image(self.nvrtc, options, self.architecture), shared)
         return found
 
-    def _load(self, code: bytes) -> Any:
+    def _load(self, code: bytes, shared: int) -> Any:
         driver = self.driver
         with self.current():
             # a module may be loaded while a stream is captured into a graph, if the driver is told that it is meant so
@@ -204,7 +204,11 @@ class Gpu:
                 self.modules.append(module)
                 function = ask(driver.cuModuleGetFunction, module, b"softrow")
                 # the driver puts off loading until a function is asked for something: now, not at a launch that is captured
-                ask(driver.cuFuncGetAttribute, driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NUM_REGS, function)
+                of_function = driver.CUfunction_attribute
+                ask(driver.cuFuncGetAttribute, of_function.CU_FUNC_ATTRIBUTE_NUM_REGS, function)
+                if shared:
+                    most = of_function.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                    ask(driver.cuFuncSetAttribute, function, most, shared)
                 return function
             finally:
                 ask(driver.cuThreadExchangeStreamCaptureMode, mode)
@@ -220,16 +224,16 @@ class Gpu:
 
     def launch(self, launches: Any, call: Any, stream: int) -> None:
         """Launches of a plan, in order, with `call` by value."""
-        for kernel, one in [(self.kernel(one.options), one) for one in launches]:
-            self.start(kernel, one.grid, one.block, call, stream)
+        for kernel, one in [(self.kernel(one.options, one.shared), one) for one in launches]:
+            self.start(kernel, one.grid, one.block, one.shared, call, stream)
 
-    def start(self, kernel: Any, grid: int, block: int, call: Any, stream: int) -> None:
-        driver = self.driver
+    def start(self, kernel: Any, grid: int, block: int, shared: int, call: Any, stream: int) -> None:
+        driver, arguments = self.driver, ((call,), (None,))
         if int(driver.cuCtxGetCurrent()[1]) != self.context_number:
             with self.current():
-                ask(driver.cuLaunchKernel, kernel, grid, 1, 1, block, 1, 1, 0, stream, ((call,), (None,)), 0)
+                ask(driver.cuLaunchKernel, kernel, grid, 1, 1, block, 1, 1, shared, stream, arguments, 0)
             return
-        (error,) = driver.cuLaunchKernel(kernel, grid, 1, 1, block, 1, 1, 0, stream, ((call,), (None,)), 0)
+        (error,) = driver.cuLaunchKernel(kernel, grid, 1, 1, block, 1, 1, shared, stream, arguments, 0)
         if error:
             raise Unavailable(f"cuLaunchKernel: {getattr(error, 'name', error)}")
 

@@ -2,8 +2,8 @@
 
 A caller fills a `Call`, asks `plan` for a `Plan`, compiles each launch's `options` with NVRTC (the source includes nothing,
 and its one function is called `softrow`), and launches them in order on one stream with the `Call` as the only parameter,
-passed by value. No launch needs dynamic shared memory. `plan` answers None for what the
-kernels do not take, such as rows of no numbers.
+passed by value, and with `shared` bytes of dynamic shared memory. `plan` answers None for what the kernels do not take, such
+as rows of no numbers.
 
     operation              reads                       writes
     softmax                x                           y; p times `factor` where that has an address: logsumexp's derivative
@@ -45,6 +45,7 @@ equal to x's modulo 16, in every row.
 """
 
 import ctypes
+import itertools
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -114,6 +115,7 @@ class Launch(NamedTuple):
     ]  # for NVRTC, beside --gpu-architecture and -std=c++17; fast math would undo the compensations
     grid: int  # blocks, along x
     block: int  # threads in a block
+    shared: int = 0  # bytes of dynamic shared memory, which may be more than a kernel has without having asked for it
 
 
 class Plan(NamedTuple):
@@ -128,6 +130,7 @@ LOSSES = ("loss", "loss_and_gradient")
 ROW_ANSWERS = ("logsumexp", "state", "loss")  # nothing is written for each number
 PULLBACKS = ("softmax_pullback", "log_softmax_pullback")
 
+STREAMED, IN_REGISTERS, V_IN_SHARED = range(3)  # how a row is held: not at all, it is read again
 COLUMNS = 0  # as the number of lanes of a row: neighbouring threads take neighbouring rows
 LONGEST = 1 << 31  # numbers in a row
 BLOCKS = (1 << 31) - 1  # in a grid
@@ -135,18 +138,24 @@ SHARED = 2  # blocks on a multiprocessor, where clusters can hold a row: one loa
 SECTORS = 4  # neighbouring lanes whose vectors are whole sectors of memory, whatever the row's length
 STREAM = 512  # threads for a row that is read twice
 CUT = 256  # threads for a piece of a row
+OF_SUMS = 6400  # bytes of shared memory for the sums of a block, at most
+ROOMY = range(90, 120)  # compute capabilities whose multiprocessors have 227 KB of shared memory
 MOST_PIECES = 512  # of a row: each is looked at by each block that finishes the row
 SUMMED = 8  # rows that a thread adds up where there are many: fewer would wait for one another's memory
 WORTH_CUTTING = 1 << 18  # bytes of a row from which two launches cost less than one multiprocessor's slowness
 
 
-def vectors_at_most(operation: str, dtype: str, flags: int) -> int:
+def vectors_at_most(operation: str, dtype: str, flags: int, held: int = IN_REGISTERS) -> int:
     """How many 16-byte vectors of a row a thread holds: 32 numbers of 32 bits, or 16 of 64, of all arrays together."""
     size = SIZES[dtype]
     most = {2: 4, 4: 8, 8: 8}[size]
-    if flags & WIDE or operation in PULLBACKS or flags & SOFT:
+    if flags & WIDE or (held != V_IN_SHARED and reads_v(operation, flags)):
         most //= 2
     return most
+
+
+def reads_v(operation: str, flags: int) -> bool:
+    return operation in PULLBACKS or flags & SOFT != 0
 
 
 def answers(dtype: str, answer: str) -> bool:
@@ -160,7 +169,7 @@ def threads_at_most(dtype: str, flags: int) -> int:
 
 
 def instance(
-    operation: str, dtype: str, answer: str, flags: int, lanes: int, threads: int, vectors: int, held: bool, grid: int,
+    operation: str, dtype: str, answer: str, flags: int, lanes: int, threads: int, vectors: int, held: int, grid: int,
     part: str = "WHOLE", cluster: int = 1,
 ) -> Launch:  # fmt: skip
     values = (
@@ -168,7 +177,12 @@ def instance(
     )  # fmt: skip
     names = ("OPERATION", "ELEMENT", "ANSWER", "LANES", "THREADS", "VECTORS", "HELD", "PART", "FLAGS")
     options = tuple(f"-DSOFTROW_{k}={v}" for k, v in zip(names, values, strict=True))
-    return Launch((*options, f"-DSOFTROW_CLUSTER={cluster}") if cluster > 1 else options, grid, threads)
+    if cluster > 1:
+        options = *options, f"-DSOFTROW_CLUSTER={cluster}"
+    if held != V_IN_SHARED:
+        return Launch(options, grid, threads)
+    shared = 16 * vectors * threads + OF_SUMS
+    return Launch((*options, f"-DSOFTROW_SHARED={shared}"), grid, threads, shared)
 
 
 def plan(
@@ -262,17 +276,40 @@ def _make(
         finishing = blocks if operation in ROW_ANSWERS else blocks * pieces
         first = instance(*shape, grid=blocks * pieces, part="FIRST")
         return Plan((first, instance(*shape, grid=finishing, part="LAST")), rows * pieces * RECORD * 8, pieces, piece)
-    if not held and lanes != COLUMNS and clusters:
-        for limit, cluster in ((t, c) for t in (whole // SHARED, whole) for c in (2, 4, 8)):
-            piece = _up(_up(n, cluster), width) * width
-            vectors = _up(piece + peeled, width)
-            each = _round(_up(vectors, most))
-            if _up(n, piece) == cluster and each <= limit and each * most >= vectors:
-                launch = instance(*what, each, each, most, True, rows * cluster, "CLUSTER", cluster)
-                return Plan((launch,), 0, cluster, piece) if rows * cluster <= BLOCKS else None
+    if not held and lanes != COLUMNS and clusters and 8 * rows <= BLOCKS:
+        found = _make_cluster(what, rows, n, together and capability in ROOMY, whole, peeled)
+        if found is not None:
+            return found
     if blocks > BLOCKS:
         return None
     return Plan((instance(*what, lanes, threads, per_thread, held, blocks),), 0, 1, n)
+
+
+def _make_cluster(
+    what: tuple[str, str, str, int], rows: int, n: int, room: bool, whole: int, peeled: int
+) -> Plan | None:
+    """Blocks that share a row which one cannot hold. `room`: may v wait in shared memory?"""
+    operation, dtype, _, flags = what
+    width = 16 // SIZES[dtype]
+
+    def of(cluster: int) -> tuple[int, int]:
+        """Numbers in a piece, and vectors that it touches."""
+        piece = _up(_up(n, cluster), width) * width
+        return piece, _up(piece + peeled, width)
+
+    ways = (IN_REGISTERS, V_IN_SHARED) if room and reads_v(operation, flags) else (IN_REGISTERS,)
+    for limit, held, cluster in itertools.product((whole // SHARED, whole), ways, (2, 4, 8)):
+        (piece, vectors), most = of(cluster), vectors_at_most(operation, dtype, flags, held)
+        threads = _round(_up(vectors, most))
+        if _up(n, piece) == cluster and threads <= limit and threads * most >= vectors:
+            launch = instance(*what, threads, threads, most, held, rows * cluster, "CLUSTER", cluster)
+            return Plan((launch,), 0, cluster, piece)
+    # it is read again, by so few clusters at a time that it is found in the second cache
+    (piece, _), most = of(8), vectors_at_most(operation, dtype, flags)
+    if _up(n, piece) != 8:
+        return None
+    launch = instance(*what, STREAM, STREAM, max(1, most // 2), STREAMED, rows * 8, "CLUSTER", 8)
+    return Plan((launch,), 0, 8, piece)
 
 
 @lru_cache(4096)

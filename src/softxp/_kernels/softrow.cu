@@ -9,8 +9,9 @@
 //
 // A *group* of threads shares a row: some lanes of a warp, a block, or (columns) the threads of a block that have one
 // lane number, so that neighbouring threads take neighbouring rows. It takes a row in *tiles*: one, unless the row is too
-// long to be held in registers. A long row may be cut into pieces, a block each: either one launch gathers and a second
-// finishes, or the blocks are a cluster, which joins its sums through one another's shared memory.
+// long to be held in registers; a second array may wait in shared memory meanwhile. A long row may be cut into pieces, a
+// block each: either one launch gathers and a second finishes, or the blocks are a cluster, which joins its sums through one
+// another's shared memory.
 //
 // Nothing is read by ld.global.nc, since y may be x. No thread leaves before the last barrier.
 
@@ -53,6 +54,7 @@ enum {
   MASK = 1, TEMPERATURE = 2, SOFTCAP = 4, SOFT = 8, SMOOTHING = 16, CLASS_WEIGHT = 32, WIDE = 64, STRIDED = 128,
   GIVEN = 256
 };
+enum { STREAMED, IN_REGISTERS, V_IN_SHARED };  // how a row is held: not at all, it is read again
 enum { WHOLE, FIRST, LAST, CLUSTER };  // of a row in pieces: the launch that gathers, that finishes; both in one
 constexpr int RECORD = 12;    // float64 of workspace for a piece
 
@@ -119,6 +121,12 @@ HERE void store_vector(void* at, uint4 raw) {
 HERE void store_half_vector(void* at, unsigned low, unsigned high) {
   asm volatile("st.global.v2.u32 [%0], {%1, %2};" : : "l"(at), "r"(low), "r"(high) : "memory");
 }
+// 16 bytes on their way into shared memory, past the registers; and when all that this thread has sent are there
+HERE void send_vector(uint4* to, const void* at) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"((unsigned)__cvta_generic_to_shared(to)), "l"(at)
+               : "memory");
+}
+HERE void sent_vectors_arrive() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 // The blocks of a cluster: all wait for all; and a number at the same place in the shared memory of another
 HERE void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
@@ -247,7 +255,8 @@ struct Config {
   using A = typename Choice<sizeof(E) == 8 || (FLAGS_ & WIDE) != 0, double, float>::type;  // the arithmetic's numbers
 
   static constexpr int OPERATION = OPERATION_, THREADS = THREADS_, PART = PART_, FLAGS = FLAGS_, VECTORS = VECTORS_;
-  static constexpr bool HELD = HELD_ != 0, COLUMNS = LANES_ == 0, STRIDES = COLUMNS || (FLAGS & STRIDED) != 0;
+  static constexpr bool HELD = HELD_ != STREAMED, SENT = HELD_ == V_IN_SHARED;
+  static constexpr bool COLUMNS = LANES_ == 0, STRIDES = COLUMNS || (FLAGS & STRIDED) != 0;
   static constexpr int SIZE = COLUMNS ? THREADS / 32 : LANES_;    // threads in a group
   static constexpr int GROUPS = COLUMNS ? 32 : THREADS / LANES_;  // in a block
   static constexpr int WIDTH = 16 / sizeof(E), N = VECTORS * WIDTH;  // numbers in a vector; of a tile in a thread
@@ -268,23 +277,27 @@ struct Config {
 
   // at most 64 registers a thread keep 1024 threads on a multiprocessor; what needs more has half of them
   static constexpr bool HEAVY = sizeof(A) == 8 || FLAGS != 0 || OPERATION >= TOTAL || (LOOPS_ARE_HEAVY && !HELD);
-  static constexpr int BLOCKS = (HEAVY ? 512 : 1024) / THREADS > 0 ? (HEAVY ? 512 : 1024) / THREADS : 1;
+  static constexpr bool TIGHT = OPERATION == LOSS_AND_GRADIENT && EXACT && SIZE <= 32;  // it would spill a few of them
+  static constexpr int AT_ONCE = HEAVY ? 512 : TIGHT ? 768 : 1024;  // threads on a multiprocessor
+  static constexpr int BLOCKS = AT_ONCE / THREADS > 0 ? AT_ONCE / THREADS : 1;
 
   // sums over a row. REST: exp(d) of all but the maxima; TOPS: how many of these; FIT: Σ q d, of labels, of smoothing
   static constexpr int REST = 0, TOPS = 1, OF_V = 2, V_TOPS = OF_V, V_REST = OF_V + 1, V_FIT = OF_V + 2;
   static constexpr int V_SUMS = !SECOND ? 0 : LOSSES ? 3 : OPERATION == LOG_SOFTMAX_PULLBACK ? 2 : 1;
   static constexpr int OF_PART = OF_V + V_SUMS, P_REST = OF_PART, P_TOPS = OF_PART + 1, P_FIT = OF_PART + 2;
   static constexpr int COUNT = OF_PART + 3, SUMS = OF_PART + 4 * SMOOTH;
-  static_assert(PART != CLUSTER || (HELD && SIZE == THREADS), "a cluster holds its row");
+  static_assert((PART != CLUSTER && !SENT) || SIZE == THREADS, "a block has one row");
+  static_assert(!SENT || (SECOND && !STRIDES), "v is sent by vectors");
   static_assert(SUMS + 1 + HARD <= RECORD, "a record is m, all sums, and the label's score");
   static_assert(N <= 32, "which of them take part is said by 32 bits");
 
   // of long rows the sums over tiles are kept in float64: never one by one in 32 bits
-  using Total = typename Choice<HELD_ != 0, A, double>::type;
+  using Total = typename Choice<HELD_ != STREAMED, A, double>::type;
 
   struct Shared {  // two halves that take turns: a barrier then stands between any write and the reads before it
     double cells[2][COLUMNS ? THREADS : SIZE > 32 ? 32 * SUMS : 1];
     double of_block[2][PART == CLUSTER ? SUMS : 1];
+    alignas(16) uint4 v[SENT ? VECTORS * THREADS : 1];
   };
 };
 
@@ -545,7 +558,7 @@ struct Reach {
 template <class C>
 struct Tile {
   typename C::A x[C::N];  // scores; from `gather` on their exps, or distances where the answer is log_softmax
-  typename C::A v[C::SECOND ? C::N : 1];
+  typename C::A v[C::SECOND && !C::SENT ? C::N : 1];
   unsigned part;  // which of them take part, bit by bit
 };
 
@@ -718,9 +731,43 @@ struct Work {
     }
   }
 
+  // A tile's vectors of v, which this thread alone sends and reads
+  HERE uint4& sent(int i) const { return group.shared.v[C::SENT ? i * C::THREADS + threadIdx.x : 0]; }
+
+  HERE void send(Long start) const {
+    const Reach r = reach(start);
+    const bool vectors = by_vectors(v);
+#pragma unroll
+    for (int i = 0; i < C::VECTORS; ++i) {
+      const int at = offset(i * C::WIDTH);
+      const E* first = v.start + (start + at) * v.step;
+      if (vectors && r.has(at) && r.has(at + C::WIDTH - 1)) send_vector(&sent(i), first);
+      else sent(i) = edge(first, v.step, r.low - at, r.high - at, narrow(E(), A(0)));
+    }
+  }
+
+  HERE A second(const Tile<C>& tile, int j) const {
+    if constexpr (C::SENT) return wide(element<E>(sent(j / C::WIDTH), j % C::WIDTH));
+    else return tile.v[C::SECOND ? j : 0];
+  }
+
+  HERE void forget_second(Tile<C>& tile, int j) const {
+    if constexpr (!C::SENT) {
+      tile.v[j] = 0;
+    } else {
+      E e[C::WIDTH];
+#pragma unroll
+      for (int k = 0; k < C::WIDTH; ++k)
+        e[k] = k == j % C::WIDTH ? narrow(E(), A(0)) : element<E>(sent(j / C::WIDTH), k);
+      sent(j / C::WIDTH) = vector_of(e);
+    }
+  }
+
   HERE void load(Tile<C>& tile, Long start) const {
+    if constexpr (C::SENT) send(start);
     fetch(x, start, A(-INF), tile.x);
-    if constexpr (C::SECOND) fetch(v, start, A(0), tile.v);
+    if constexpr (C::SECOND && !C::SENT) fetch(v, start, A(0), tile.v);
+    if constexpr (C::SENT) sent_vectors_arrive();
     if constexpr (C::PARTS) {
       const Reach r = reach(start);
       tile.part = 0;
@@ -734,7 +781,8 @@ struct Work {
     }
     if constexpr (C::OPERATION == LOG_SOFTMAX_PULLBACK)  // log p is -inf there whatever x does nearby
 #pragma unroll
-      for (int j = 0; j < C::N; ++j) tile.v[j] = tile.x[j] == A(-INF) ? A(0) : tile.v[j];
+      for (int j = 0; j < C::N; ++j)
+        if (tile.x[j] == A(-INF)) forget_second(tile, j);
   }
 
   HERE A peak(const Tile<C>& tile) const {
@@ -793,7 +841,7 @@ struct Work {
       A w = 1;
       if constexpr (C::WEIGHTS && (C::SECOND || C::SMOOTH)) w = weight_in(start, j);
       if constexpr (C::SECOND) {
-        A q = w * tile.v[j];
+        A q = w * second(tile, j);
         sums[C::V_TOPS] += top ? q : A(0);
         if constexpr (C::V_SUMS > 1) sums[C::V_REST] += top ? A(0) : q;
         if constexpr (C::V_SUMS > 2) sums[C::V_FIT] += q == A(0) ? A(0) : q * temper.whole(apart);
@@ -970,7 +1018,7 @@ struct Work {
       load_exps(tile, origin + i * C::TILE);
       A part = 0;
 #pragma unroll
-      for (int j = 0; j < C::N; ++j) part += tile.x[j] * (tile.v[j] - mean);
+      for (int j = 0; j < C::N; ++j) part += tile.x[j] * (second(tile, j) - mean);
       sum[0] += part;
     }
     group.template all<Add>(sum, Total(0));
@@ -993,7 +1041,7 @@ struct Work {
     } else if constexpr (C::ADJOINT) {
 #pragma unroll
       for (int j = 0; j < C::N; ++j) {
-        A q = C::SECOND ? tile.v[C::SECOND ? j : 0] : A(start + offset(j) == label && !bad);
+        A q = C::SECOND ? second(tile, j) : A(start + offset(j) == label && !bad);
         if constexpr (C::SMOOTH) q = share * q + even;  // where the mask is False the answer is 0 in any case
         if constexpr (C::WEIGHTS) q *= weight_in(start, j);
         tile.x[j] = adjoint(tile.x[j], q) * factor;
@@ -1001,7 +1049,7 @@ struct Work {
     } else if constexpr (C::OPERATION == SOFTMAX_PULLBACK) {
       const A by = p_top * factor;
 #pragma unroll
-      for (int j = 0; j < C::N; ++j) tile.x[j] *= by * ((tile.v[j] - mean) - product);
+      for (int j = 0; j < C::N; ++j) tile.x[j] *= by * ((second(tile, j) - mean) - product);
     } else {
       A by = p_top * factor;
       if constexpr (C::LOSSES) by *= all_q + more;
@@ -1153,7 +1201,13 @@ using Instance = Config<SOFTROW_OPERATION, SOFTROW_ELEMENT, SOFTROW_ANSWER, SOFT
 #endif
 
 extern "C" __global__ void OF_CLUSTER __launch_bounds__(SOFTROW_THREADS, Instance::BLOCKS) softrow(const Call call) {
+#ifdef SOFTROW_SHARED  // bytes that the launch asks for, where they are more than a kernel may have by itself
+  extern __shared__ uint4 memory[];
+  static_assert(sizeof(Instance::Shared) <= SOFTROW_SHARED, "there is room");
+  Instance::Shared& shared = *reinterpret_cast<Instance::Shared*>(memory);
+#else
   __shared__ Instance::Shared shared;
+#endif
   run<Instance>(call, shared);
 }
 #endif
