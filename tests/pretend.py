@@ -18,7 +18,7 @@ from array_api_compat import numpy as compat
 
 from softxp import _formulas as F
 from softxp import _loss as L
-from softxp._backends import _warm, evaluate
+from softxp._backends import _cuda, _warm, evaluate
 from softxp._backends._numpy import XP
 from softxp._kernels import cuda
 from softxp._kernels import plan as P
@@ -450,6 +450,12 @@ def stand_in(monkeypatch: Any) -> Any:
     monkeypatch.setattr(
         on_torch, "_road", lambda x: on_torch.CUDA if _warm.cuda and not on_torch._watched() else on_torch.NONE
     )
+
+    def unfollowed(x: Any) -> bool:
+        return not (on_torch._compiling() or on_torch._followed({"x": x})) and on_torch._road(x) is on_torch.CUDA
+
+    for name, kernel in _cuda.kernels_of(device, unfollowed).items():
+        monkeypatch.setitem(on_torch.BACKEND.kernels, name, kernel)
     return on_torch
 
 

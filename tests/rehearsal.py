@@ -46,8 +46,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """torch's tensors on the CPU go the way of a GPU's."""
     on_torch = pretend.stand_in(monkeypatch)
     look = on_torch.BACKEND.look
-    # (which is asked first, and by the tensor's own device)
-    monkeypatch.setattr(on_torch, "_short_softmax", lambda x, axis: on_torch._on_gpu("softmax", x, axis))
     monkeypatch.setattr(on_torch, "_MIXED", False)  # torch multiplies so on CUDA alone
     object.__setattr__(on_torch.BACKEND, "look", lambda of, x: None)  # (a record that is frozen)
     try:

@@ -129,7 +129,7 @@ def test_fields(gpu):
     call = launch.call
     assert (call.rows, call.inner, call.n, call.pieces) == (4, 1, 7, 1)
     assert call.x.address == x.ctypes.data
-    assert (call.x.outer, call.x.inner, call.x.along) == (7, 0, 1)
+    assert (call.x.outer, call.x.inner, call.x.along) == (7, 1, 1)
     assert (call.label.address, call.label.step, call.label_kind) == (y.ctypes.data, 1, 8)
     assert (call.ignore, call.ignore_index) == (1, 3)
     assert (call.smoothing, call.z_loss, call.softcap) == (0.25, 0.5, 5.0)
@@ -651,31 +651,77 @@ def test_torch_double_backward_and_transforms_go_by_the_formula(gpu, torch):
     assert names(gpu) == []
 
 
-def test_torch_softmax_without_a_gradient(gpu, torch):
+def test_torch_plain_rows(gpu, torch):
+    """Their kernels, asked before a call's options are looked at."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from softxp._backends import on_torch
 
+    kernels = on_torch.BACKEND.kernels
+
+    def softmax(x, axis=-1):
+        return kernels["softmax"](x, axis, None, 1.0, None)
+
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         x = torch.randn(3, 5, 7).to(dtype)
         for _ in range(2):
-            got = on_torch._on_gpu("softmax", x, -1)
+            got = softmax(x)
             assert got.dtype is dtype
             torch.testing.assert_close(got, torch.softmax(x, -1), rtol=1e-2, atol=1e-3)
-            torch.testing.assert_close(
-                on_torch._on_gpu("log_softmax", x, -1), torch.log_softmax(x, -1), rtol=2e-2, atol=1e-2
-            )
-            got = on_torch._on_gpu("logsumexp", x, -1)
+            got = kernels["log_softmax"](x, 2, None, 1.0, None)
+            torch.testing.assert_close(got, torch.log_softmax(x, -1), rtol=2e-2, atol=1e-2)
+            got = kernels["logsumexp"](x, -1, None, None, False, False, None)
             torch.testing.assert_close(got, torch.logsumexp(x, -1), rtol=1e-2, atol=1e-2)
     assert names(gpu) == ["softmax", "log_softmax", "logsumexp"] * 8
-    assert on_torch._on_gpu("softmax", x.mT, -1) is NotImplemented
-    assert on_torch._on_gpu("softmax", x, 1) is NotImplemented
-    assert on_torch._on_gpu("softmax", x[:0], -1) is NotImplemented
-    assert on_torch._on_gpu("softmax", x.as_subclass(type("Mine", (torch.Tensor,), {})), -1) is NotImplemented
+    assert softmax(x.mT) is softmax(x, 1) is softmax(x[:0]) is softmax(x[0, 0, 0]) is NotImplemented
+    assert softmax(x.as_subclass(type("Mine", (torch.Tensor,), {}))) is NotImplemented
     with FlopCounterMode(display=False):
-        assert on_torch._on_gpu("softmax", x, -1) is NotImplemented
-    on_torch._on_gpu("softmax", torch.nn.Parameter(x), -1)
+        assert softmax(x) is NotImplemented
+    x = torch.nn.Parameter(x)
+    assert softmax(x) is NotImplemented
+    with torch.no_grad():
+        softmax(x)
     assert names(gpu) == ["softmax"]
+
+
+def test_torch_plain_losses(gpu, torch):
+    from softxp._backends import on_torch
+
+    def plain(x, labels, axis=-1, ignore_index=-100, reduction="mean", smoothing=0.0, normalizer=None):
+        options = None, 1.0, smoothing, None, None, ignore_index, 0.0, None, reduction, normalizer, None
+        return on_torch.BACKEND.kernels["cross_entropy"](x, labels, axis, *options)
+
+    for dtype, rtol in ((torch.bfloat16, 1e-2), (torch.float32, 1e-5), (torch.float64, 1e-12)):
+        x = torch.randn(3, 5, 7).to(dtype)
+        for kind in (torch.int64, torch.int32, torch.int8):
+            labels = torch.arange(15, dtype=kind).view(3, 5) % 7
+            labels[0, 1:3] = -100
+            for reduction, ignored in (("mean", -100), ("sum", -100), ("mean", 6)):
+                here = labels.where(labels >= 0, 6) if ignored == 6 else labels
+                want = torch.nn.functional.cross_entropy(
+                    x.view(15, 7), here.view(15).long(), reduction=reduction, ignore_index=ignored
+                )
+                for _ in range(2):
+                    got = plain(x, here, ignore_index=ignored, reduction=reduction)
+                    assert got.dtype is dtype and got.shape == ()
+                    torch.testing.assert_close(got, want, rtol=rtol, atol=0)
+    assert names(gpu) == ["loss", "total"] * 54
+    labels = torch.arange(15).view(3, 5) % 7
+    assert plain(x, labels, ignore_index=None).isfinite() and plain(x, labels, ignore_index=1).isfinite()
+    assert plain(x, labels + 3).isnan()
+    assert plain(x, labels * 0 - 100) == 0 == plain(x[:1, :1], labels[:1, :1] * 0 - 100, reduction="sum")
+    names(gpu)
+    for x_, labels_, how in (
+        (x, labels, dict(reduction="none")), (x, labels, dict(smoothing=0.1)), (x, labels, dict(normalizer=3.0)),
+        (x, labels, dict(ignore_index=1.0)), (x, labels, dict(ignore_index=True)), (x, labels, dict(axis=1)),
+        (x, labels, dict(reduction=["mean"])), (x, labels, dict(ignore_index=1 << 70)), (x, labels.T.contiguous().T, {}),
+        (x, labels[:1], {}), (x, labels.to(torch.uint8), {}), (x, labels.double(), {}), (x, torch.softmax(x, -1), {}),
+        (x, labels.numpy(), {}), (x.mT, labels, {}), (x[0, 0], 3, {}), (x.requires_grad_(), labels, {}),
+    ):  # fmt: skip
+        assert plain(x_, labels_, **how) is NotImplemented, how
+    assert names(gpu) == []
+    with pytest.raises(TypeError, match="ignore_index"):
+        softxp.cross_entropy(x.detach(), labels, ignore_index=1.0)
 
 
 def test_torch_batched_cotangents(gpu, torch):

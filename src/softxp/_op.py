@@ -31,9 +31,14 @@ class Op:
     answer: Answer | None = None
 
 
+_OPTIONS = int, float, str, tuple
+
+
 def is_array(value: Any) -> bool:
     """Among a call's values what has a shape and a dtype is an array; the rest are options, fixed when code is traced."""
-    return not isinstance(value, (int, float, str, tuple, type)) and hasattr(value, "shape") and hasattr(value, "dtype")
+    if value is None or type(value) in _OPTIONS:  # which most are
+        return False
+    return not isinstance(value, (*_OPTIONS, type)) and hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 OPS: dict[str, Op] = {}  # by name: a rule calls other functions so

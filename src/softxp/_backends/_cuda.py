@@ -9,9 +9,9 @@ Arrays that a kernel still reads may be let go here: a library gives their memor
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from struct import pack_into
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import _formulas as F
 from .._kernels import cuda
@@ -75,7 +75,7 @@ def least_rows(kernel: Any) -> int:
 class Work(Layout):
     """The rows of one array, and the kernels' `call` and `flags` for them."""
 
-    __slots__ = ("call", "device", "flags", "held", "x")
+    __slots__ = ("call", "device", "flags", "held", "starts", "x")
 
     def __init__(self, device: Device, x: Any, axis: tuple[int, ...]) -> None:
         super().__init__(tuple(x.shape), axis)
@@ -110,7 +110,10 @@ class Work(Layout):
         return self.device.address(a)
 
     def lies(self, a: Any) -> tuple[int, int, int] | None:
-        return self.steps(spread(tuple(a.shape), self.device.steps(a), self.shape))
+        shape, device = tuple(a.shape), self.device
+        if shape == self.shape and device.in_order(a):
+            return self.n * self.inner, 1, self.inner
+        return self.steps(spread(shape, device.steps(a), self.shape))
 
     def view(self, a: Any) -> P.View:
         """An array of this shape, or one that broadcasts to it: a copy where it does not lie in steps."""
@@ -130,10 +133,12 @@ class Work(Layout):
 
     def vector(self, a: Any) -> P.Rows:
         """An array with a number for each row, or one for all of them: a copy where it does not lie in one step."""
-        rows = self.row_shape
-        one = step(rows, spread(tuple(a.shape), self.device.steps(a), rows))
+        rows, shape, device = self.row_shape, tuple(a.shape), self.device
+        if shape == rows and device.in_order(a):
+            return P.Rows(self.hold(a), 1)
+        one = step(rows, spread(shape, device.steps(a), rows))
         if one is None:
-            a, one = self.device.together(self.device.xp.broadcast_to(a, rows)), 1
+            a, one = device.together(device.xp.broadcast_to(a, rows)), 1
         return P.Rows(self.hold(a), one)
 
     def number(self, value: Any) -> P.Number:
@@ -160,7 +165,8 @@ class Work(Layout):
             return False
         if plan.workspace:
             call.workspace = self.hold(device.empty((plan.workspace // 8,), device.xp.float64, self.x))
-        gpu.launch(plan.launches, call, device.stream(number))
+        self.starts = [gpu.ready(launch) for launch in plan.launches]
+        gpu.start(self.starts, call, device.stream(number))
         return True
 
 
@@ -249,7 +255,7 @@ def _pull_logsumexp(
 class Loss(Work):
     """One call of cross_entropy."""
 
-    __slots__ = ("axis", "dtype", "normalizer", "reduction", "share")
+    __slots__ = ("axis", "dtype", "normalizer", "reduction")
 
     @classmethod
     def begin(
@@ -263,7 +269,7 @@ class Loss(Work):
         self = cls.on(device, x, axis, dtype, where, temperature)
         if self is None:
             return None
-        self.axis, self.dtype, self.reduction, self.share = axis, dtype, reduction, None
+        self.axis, self.dtype, self.reduction = axis, dtype, reduction
         self.normalizer = 1.0 if reduction == "sum" else normalizer
         call, xp = self.call, device.xp
         if soft:
@@ -316,18 +322,17 @@ class Loss(Work):
         self.summed("total")
         return y
 
-    def shared(self, share: Any = None) -> bool:
-        """Is it said what each row of a mean counts for? `share`: an array of one, if it is known already."""
+    def shared(self) -> bool:
+        """Is it said what each row of a mean counts for?"""
         if self.reduction != "mean":
             return True
-        if share is None:
-            # what distributions add up to takes reading them: so the losses come first after all
-            if self.flags & P.SOFT and self.normalizer is None and self.losses() is None:
-                return False
-            share = self.device.empty((1,), self.device.xp.float64, self.x)
-            self.call.m = P.Rows(self.hold(share), 0)
-            self.summed("share")
-        self.share, self.call.factor = share, P.Number(self.hold(share), 0, 0.0)
+        # what distributions add up to takes reading them: so the losses come first after all
+        if self.flags & P.SOFT and self.normalizer is None and self.losses() is None:
+            return False
+        share = self.hold(self.device.empty((1,), self.device.xp.float64, self.x))
+        self.call.m = P.Rows(share, 0)
+        self.summed("share")
+        self.call.factor = P.Number(share, 0, 0.0)
         return True
 
     def with_gradient(self, dtype: Any) -> Any:
@@ -358,36 +363,40 @@ def _pull_cross_entropy(device: Device, ct: Any, y: Any, wanted: Any, x: Any, la
 
 @on_gpu
 def _sweep_cross_entropy(device: Device, x: Any, labels: Any, gradient: Any = None, **options: Any) -> Any:
-    """The value, one number; its gradient by the logits, of the dtype `gradient` or else theirs; and what `again` wants."""
+    """The value, one number; its gradient by the logits, of the dtype `gradient` or else theirs; and `again`(cotangent)."""
     loss = Loss.begin(device, x, labels, **options) if options["reduction"] != "none" else None
     if loss is None or loss.finer():
         return NotImplemented
     done = loss.with_gradient(x.dtype if gradient is None else gradient)
-    return NotImplemented if done is None else (loss.reduced(done[0]), done[1], loss.share)
+    if done is None:
+        return NotImplemented
+    both, gradient = done
+    once_more = partial(_again, device, loss, loss.starts, P.Call.from_buffer_copy(loss.call), x=gradient)
+    return loss.reduced(both), gradient, once_more
 
 
 @on_gpu
-def again(device: Device, ct: Any, gradient: Any, share: Any, x: Any, labels: Any, **options: Any) -> Any:
-    """The gradient that a sweep found, times ct: computed anew in its place unless ct is 1, which the GPU alone looks at."""
-    loss = Loss.begin(device, x, labels, **options) if all_plain(device, ct, gradient) else None
-    if loss is None or not loss.shared(share):
+def _again(device: Device, loss: Loss, starts: Any, call: P.Call, ct: Any, x: Any) -> Any:
+    """The gradient x of a sweep, times ct: computed anew in its place unless ct is 1, which the GPU alone looks at."""
+    if not device.plain(ct):
         return NotImplemented
-    loss.call.cotangent, loss.call.y = loss.of_call(ct), loss.view(gradient)
-    return NotImplemented if loss.rows_by("loss_and_gradient", gradient.dtype) is None else gradient
+    call.cotangent, number = loss.of_call(ct), device.gpu(x)
+    cuda.gpu(number).start(starts, call, device.stream(number))
+    return x
 
 
 # --- rows that lie one after the other: what a small call costs is what it costs here ---------------------------------
 
 
-def kernels_of(serve: Callable[[str, Any, Any], Any]) -> dict[str, Callable[..., Any]]:
-    """Kernels of public functions, by `serve(operation, x, axis)`, for calls without options."""
+def kernels_of(device: Device, unfollowed: Callable[[Any], bool] = lambda x: True) -> dict[str, Callable[..., Any]]:
+    """Kernels of public functions, for calls without options whose answer no autograd follows."""
 
     def of_map(operation: str) -> Callable[..., Any]:
         def kernel(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any:
             """CUDA kernel, where they are on (plain rows, no gradient)"""
             if where is not None or dtype is not None or temperature.__class__ is not float or temperature != 1.0:
                 return NotImplemented
-            return serve(operation, x, axis)
+            return plain_rows(device, operation, axis, x=x) if unfollowed(x) else NotImplemented
 
         return kernel
 
@@ -395,47 +404,133 @@ def kernels_of(serve: Callable[[str, Any, Any], Any]) -> dict[str, Callable[...,
         """CUDA kernel, where they are on (plain rows, no gradient)"""
         if b is not None or where is not None or keepdims or return_sign or dtype is not None:
             return NotImplemented
-        return serve("logsumexp", x, axis)
+        return plain_rows(device, "logsumexp", axis, x=x) if unfollowed(x) else NotImplemented
 
-    return {"softmax": of_map("softmax"), "log_softmax": of_map("log_softmax"), "logsumexp": logsumexp}
+    def cross_entropy(
+        x: Any, labels: Any, axis: Any, where: Any, temperature: Any, label_smoothing: Any, class_weight: Any,
+        sample_weight: Any, ignore_index: Any, z_loss: Any, softcap: Any, reduction: Any, normalizer: Any, dtype: Any,
+    ) -> Any:  # fmt: skip
+        """CUDA kernel, where they are on (plain rows, integer labels, no gradient)"""
+        if not unfollowed(x):
+            return NotImplemented
+        for option in (where, class_weight, sample_weight, softcap, normalizer, dtype):
+            if option is not None:
+                return NotImplemented
+        if not temperature.__class__ is label_smoothing.__class__ is z_loss.__class__ is float:
+            return NotImplemented
+        if (temperature, label_smoothing, z_loss) != (1.0, 0.0, 0.0):
+            return NotImplemented
+        return plain_loss(device, labels, axis, ignore_index, reduction, x=x)
+
+    maps = {name: of_map(name) for name in ("softmax", "log_softmax")}
+    return {**maps, "logsumexp": logsumexp, "cross_entropy": cross_entropy}
+
+
+class Ready(NamedTuple):
+    """A call that was asked before: all but its addresses."""
+
+    gpu: cuda.Gpu
+    starts: list[tuple[Any, int, int, int]]  # empty: it is not served here
+    call: bytes
+
+    def start(self, device: Device, x: Any, addresses: tuple[tuple[int, int], ...]) -> None:
+        """`addresses`: where in the call each of them belongs, and what it is."""
+        call = P.Call.from_buffer_copy(self.call)
+        for at, address in addresses:
+            pack_into("Q", call, at, address)
+        self.gpu.start(self.starts, call, device.stream(device.gpu(x)))
+
+
+_X, _Y, _LABEL, _LOSS, _WEIGHT = (getattr(P.Call, name).offset for name in ("x", "y", "label", "loss", "weight"))
+
+
+def _ready(device: Device, key: tuple, make: Callable[..., Any], *of: Any) -> Ready:
+    """`make(...)` says what to do: work, and its operations with their flags; or None."""
+    found = device.ready.get(key)
+    if found is None:
+        gpu, todo = cuda.gpu(device.gpu(of[0])), make(device, *of)
+        found = Ready(gpu, [], b"")
+        if todo is not None:
+            work, *operations = todo
+            kind, plans = device.kinds[work.x.dtype], []
+            # (the last one first: a call has the pieces of rows, and where all rows are one piece nobody asks for that)
+            for operation, flags in reversed(operations):
+                plans.append(P.plan_of(operation, kind, flags, work.call, gpu.multiprocessors, gpu.capability))
+            if all(plan is not None and len(plan.launches) == 1 for plan in plans):
+                launches = [plan.launches[0] for plan in reversed(plans)]
+                found = Ready(gpu, [gpu.ready(launch) for launch in launches], bytes(work.call))
+        if len(device.ready) >= 1024:
+            device.ready.clear()
+        device.ready[key] = found
+    return found
+
+
+def _plain(device: Device, axis: Any, x: Any) -> bool:
+    """Are rows the last axis of an array in C order that holds numbers?"""
+    shape = x.shape
+    return axis.__class__ is int and axis in (-1, len(shape) - 1) and 0 not in shape and device.in_order(x)
 
 
 @on_gpu
 def plain_rows(device: Device, operation: str, axis: Any, x: Any) -> Any:
-    """softmax, log_softmax or logsumexp along the last axis of an array in C order that holds numbers."""
-    rank = len(x.shape)
-    if axis.__class__ is not int or not rank or axis not in (-1, rank - 1) or 0 in x.shape or not device.in_order(x):
+    """softmax, log_softmax or logsumexp."""
+    if not _plain(device, axis, x):
         return NotImplemented
-    number, start = device.gpu(x), device.address(x)
-    key = operation, number, x.dtype, x.shape, start % 16
-    ready = device.ready.get(key)
-    if ready is None:
-        ready = _make_ready(device, x, key)
-    gpu, kernel, how, call = ready
-    if kernel is None:
+    start = device.address(x)
+    ready = _ready(device, (operation, device.gpu(x), x.dtype, x.shape, start % 16), _of_rows, x, operation)
+    if not ready.starts:
         return NotImplemented
     y = device.empty(x.shape[:-1], x.dtype, x) if operation == "logsumexp" else device.like(x, x.dtype)
-    call = P.Call.from_buffer_copy(call)
-    pack_into("Q", call, P.Call.x.offset, start)
-    pack_into("Q", call, P.Call.y.offset, device.address(y))
-    gpu.start(kernel, *how, call, device.stream(number))
+    ready.start(device, x, ((_X, start), (_Y, device.address(y))))
     return y
 
 
-def _make_ready(device: Device, x: Any, key: tuple) -> Any:
-    operation, number = key[:2]
-    gpu, work = cuda.gpu(number), Work.on(device, x, (len(x.shape) - 1,), x.dtype)
-    ready: tuple[Any, ...] = gpu, None, (), b""
-    if work is not None:
-        work.call.y = P.View(0, 1, 1, 0) if operation == "logsumexp" else work.call.x
-        plan = P.plan_of(operation, device.kinds[x.dtype], 0, work.call, gpu.multiprocessors, gpu.capability)
-        if plan is not None and len(plan.launches) == 1:
-            (one,) = plan.launches
-            ready = gpu, gpu.kernel(one.options, one.shared), (one.grid, one.block, one.shared), bytes(work.call)
-    if len(device.ready) >= 1024:
-        device.ready.clear()
-    device.ready[key] = ready
-    return ready
+def _of_rows(device: Device, x: Any, operation: str) -> Any:
+    work = Work.on(device, x, (len(x.shape) - 1,), x.dtype) if x.shape else None
+    if work is None:
+        return None
+    work.call.y = P.View(0, 1, 1, 0) if operation == "logsumexp" else work.call.x
+    return work, (operation, 0)
+
+
+@on_gpu
+def plain_loss(device: Device, labels: Any, axis: Any, ignore_index: Any, reduction: Any, x: Any) -> Any:
+    """The mean or the sum of cross-entropies with signed labels in C order."""
+    if not _plain(device, axis, x) or not device.plain(labels) or labels.shape != x.shape[:-1]:
+        return NotImplemented
+    if reduction not in ("mean", "sum") or (ignore_index is not None and ignore_index.__class__ is not int):
+        return NotImplemented
+    number, start = device.gpu(x), device.address(x)
+    if device.gpu(labels) != number or not device.in_order(labels):
+        return NotImplemented
+    key = reduction, ignore_index, labels.dtype, number, x.dtype, x.shape, start % 16
+    ready = _ready(device, key, _of_loss, x, labels, ignore_index, reduction)
+    if not ready.starts:
+        return NotImplemented
+    both, y = device.empty((2, *labels.shape), device.xp.float64, x), device.empty((), x.dtype, x)
+    loss = device.address(both)
+    weight = loss + both.nbytes // 2
+    addresses = (
+        (_X, start), (_LABEL, device.address(labels)), (_LOSS, loss), (_WEIGHT, weight), (_Y, device.address(y))
+    )  # fmt: skip
+    ready.start(device, x, addresses)
+    return y
+
+
+def _of_loss(device: Device, x: Any, labels: Any, ignore_index: Any, reduction: Any) -> Any:
+    signed = str(labels.dtype).rpartition(".")[2] in ("int8", "int16", "int32", "int64")
+    if not signed or not x.shape or abs(ignore_index or 0) >= 1 << 63:
+        return None
+    loss = Loss.begin(
+        device, x, device.xp.expand_dims(labels, axis=-1), axis=(len(x.shape) - 1,), classes=(), where=None, temperature=1.0,
+        label_smoothing=0.0, class_weight=None, sample_weight=None, ignore_index=ignore_index, z_loss=0.0, softcap=None,
+        reduction=reduction, normalizer=None, dtype=x.dtype, compute=None,
+    )  # fmt: skip
+    if loss is None:
+        return None
+    loss.call.loss = loss.call.weight = P.Rows(0, 1)
+    loss.call.divisor = loss.of_call(1.0)
+    return loss, ("loss", 0), ("total", P.GIVEN if reduction == "sum" else 0)
 
 
 FORWARD = {

@@ -82,7 +82,7 @@ BACKEND = Backend(
     name="cupy",
     xp=XP,
     lift=_lift,
-    kernels=_cuda.kernels_of(lambda operation, x, axis: _cuda.plain_rows(DEVICE, operation, axis, x=x)),
+    kernels=_cuda.kernels_of(DEVICE),
     pullbacks={name: partial(pull, DEVICE) for name, pull in _cuda.PULLBACK.items()},
     sweeps={name: partial(sweep, DEVICE) for name, sweep in _cuda.SWEEP.items()},
     state=lambda x, **how: _cuda.state(DEVICE, x=x, **how),

@@ -3,7 +3,7 @@ Numba on the CPU; by NVRTC on CUDA, once they are turned on. Without them on the
 """
 
 from collections.abc import Callable
-from functools import partial
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -225,10 +225,16 @@ class _Fixed:
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.names = tuple(k for k, v in values.items() if is_array(v))
-        self.options = {k: v for k, v in values.items() if not is_array(v)}
+        self.options = {k: v for k, v in values.items() if k not in self.names}
 
     def join(self, tensors: Any) -> dict[str, Any]:
         return dict(zip(self.names, tensors, strict=True), **self.options)
+
+
+def _signed(fn: Any) -> Any:
+    """A Function's `apply` asks at each call for the signature, and half of what it costs is to find it out."""
+    fn.__signature__ = signature(fn)
+    return fn
 
 
 def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
@@ -251,6 +257,7 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         y = _in_tiles(name, values, {}, lambda **tile: forward(XP, **tile))
         return forward(XP, **values) if y is NotImplemented else y
 
+    @_signed
     def run(fixed: _Fixed, *tensors: Any) -> Any:
         return serve(fixed.join(tensors))
 
@@ -306,6 +313,7 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         """The value comes with its gradients, which the first backward takes away."""
 
         @staticmethod
+        @_signed
         def forward(both: Any, fixed: Any, *tensors: Any) -> Any:
             return both[0]
 
@@ -317,10 +325,11 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
 
         @staticmethod
         def backward(ctx: Any, *cts: Any) -> Any:
-            gradients: Any = ctx.gradients
-            ctx.gradients = None
-            if gradients is not None and ctx.again is not None and not torch.is_grad_enabled():
-                g = ctx.again(cts[0], gradients["x"], **ctx.fixed.join(ctx.saved_tensors[:-1]))
+            gradients, again = ctx.gradients, ctx.again
+            ctx.gradients = ctx.again = None
+            if gradients is not None and again is not None and not torch.is_grad_enabled():
+                _ = ctx.saved_tensors  # which nobody may have written since
+                g = again(cts[0]) if _road(cts[0]) is CUDA else NotImplemented
                 if g is not NotImplemented:
                     return None, None, *(g if k == "x" else None for k in ctx.fixed.names)
             elif gradients is not None and not torch.is_grad_enabled():
@@ -351,7 +360,7 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         both = _by_kernel("sweep", name, values)
         if both is NotImplemented:
             return both
-        return both[0], {"x": both[1]}, partial(_on_gpu_again, both[2]) if len(both) > 2 else None
+        return both[0], {"x": both[1]}, both[2] if len(both) > 2 else None
 
     def lifted(values: dict[str, Any]) -> Any:
         if not _compiling() and not _followed(values):
@@ -366,10 +375,6 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         return forward(XP, **values)
 
     return lifted
-
-
-def _on_gpu_again(share: Any, ct: Any, gradient: Any, **values: Any) -> Any:
-    return _cuda.again(DEVICE, ct, gradient, share, **values) if _road(values["x"]) is CUDA else NotImplemented
 
 
 def _followed(values: dict[str, Any]) -> bool:
@@ -423,7 +428,7 @@ def _short_softmax(x: Any, axis: int) -> Any:
     if _compiling() or x.__class__ not in _PLAIN:
         return NotImplemented
     if not x.is_cpu:
-        return _on_gpu("softmax", x, axis)
+        return _cuda.plain_rows(DEVICE, "softmax", axis, x=x) if _road(x) is CUDA else NotImplemented
     shape, kind, size = x.shape, _KINDS.get(x.dtype), x.numel()
     if kind is None or not shape or not 0 < size <= _rows.SHORT or (axis != -1 and axis != len(shape) - 1):
         return NotImplemented
@@ -439,11 +444,6 @@ def _short_softmax(x: Any, axis: int) -> Any:
         return NotImplemented
     kernels.short_softmax(kind, start, start, size // n, n)
     return y
-
-
-def _on_gpu(operation: str, x: Any, axis: Any) -> Any:
-    """Rows that lie contiguous, on CUDA."""
-    return _cuda.plain_rows(DEVICE, operation, axis, x=x) if _road(x) is CUDA else NotImplemented
 
 
 _KINDS: Any = {}
@@ -469,10 +469,8 @@ def _softmax(x: Any, axis: Any, where: Any, temperature: Any, dtype: Any) -> Any
     return NotImplemented
 
 
-def _unfollowed(operation: str, x: Any, axis: Any) -> Any:
-    if x.is_cpu or _compiling() or _followed({"x": x}):
-        return NotImplemented
-    return _on_gpu(operation, x, axis)
+def _unfollowed_on_gpu(x: Any) -> bool:
+    return not (x.is_cpu or _compiling() or _followed({"x": x})) and _road(x) is CUDA
 
 
 def _forward_softmax(
@@ -559,7 +557,7 @@ BACKEND = Backend(
     name="torch",
     xp=XP,
     lift=_lift,
-    kernels={**_cuda.kernels_of(_unfollowed), "softmax": _softmax},
+    kernels={**_cuda.kernels_of(DEVICE, _unfollowed_on_gpu), "softmax": _softmax},
     pullbacks={name: _pullback(name) for name in {**CPU.pullback, **CUDA.pullback}},
     sweeps={name: _sweep(name) for name in {**CPU.sweep, **CUDA.sweep}},
     state=_state,

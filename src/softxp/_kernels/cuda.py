@@ -222,20 +222,20 @@ class Gpu:
         finally:
             ask(self.driver.cuCtxPopCurrent)
 
-    def launch(self, launches: Any, call: Any, stream: int) -> None:
-        """Launches of a plan, in order, with `call` by value."""
-        for kernel, one in [(self.kernel(one.options, one.shared), one) for one in launches]:
-            self.start(kernel, one.grid, one.block, one.shared, call, stream)
+    def ready(self, launch: Any) -> tuple[Any, int, int, int]:
+        """A launch of a plan, compiled."""
+        return self.kernel(launch.options, launch.shared), launch.grid, launch.block, launch.shared
 
-    def start(self, kernel: Any, grid: int, block: int, shared: int, call: Any, stream: int) -> None:
+    def start(self, ready: Any, call: Any, stream: int) -> None:
+        """Launches that are ready, in order, with `call` by value."""
         driver, arguments = self.driver, ((call,), (None,))
         if int(driver.cuCtxGetCurrent()[1]) != self.context_number:
             with self.current():
-                ask(driver.cuLaunchKernel, kernel, grid, 1, 1, block, 1, 1, shared, stream, arguments, 0)
-            return
-        (error,) = driver.cuLaunchKernel(kernel, grid, 1, 1, block, 1, 1, shared, stream, arguments, 0)
-        if error:
-            raise Unavailable(f"cuLaunchKernel: {getattr(error, 'name', error)}")
+                return self.start(ready, call, stream)
+        for kernel, grid, block, shared in ready:
+            (error,) = driver.cuLaunchKernel(kernel, grid, 1, 1, block, 1, 1, shared, stream, arguments, 0)
+            if error:
+                raise Unavailable(f"cuLaunchKernel: {getattr(error, 'name', error)}")
 
 
 def gpu(index: int) -> Gpu:
