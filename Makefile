@@ -23,6 +23,9 @@ PIP = install --quiet --disable-pip-version-check
 VENV = .venv/bin
 DEMO = .venv-demo/bin
 
+# (with it, each of the tests' many processes would compile pytest's plugins and softxp anew)
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo examples test accuracy budgets third-party lint types docs bench gpu clean
 
 PEERS = scipy.special torch.nn.functional jax.nn optax entmax

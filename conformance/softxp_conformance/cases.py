@@ -36,6 +36,10 @@ class Case:
     brief: bool = False  # rows as long as vocabularies in one shape alone: its truth takes seconds, or is another's
     lean: bool = False  # asked one question a variant, about all families at once, and little else: see Target.lean
 
+    def __post_init__(self) -> None:
+        for name in ("truth", "vjp", "jvp"):
+            object.__setattr__(self, name, oracle.remembered(getattr(self, name)))
+
     def __str__(self) -> str:
         return self.name
 

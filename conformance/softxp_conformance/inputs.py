@@ -121,6 +121,7 @@ def drawn(dtype: str, shape: tuple[int, int] = (4, 11)) -> Any:
     return numpy_strategies.arrays(np.float64, shape, elements=entry).map(lambda x: rounded(x, dtype))
 
 
+@lru_cache
 def long_row(n: int, dtype: str, kind: str, seed: int = 0) -> Any:
     """One row as long as a vocabulary, or longer."""
     rng = np.random.default_rng(seed)
@@ -131,7 +132,9 @@ def long_row(n: int, dtype: str, kind: str, seed: int = 0) -> Any:
     else:  # one dominant logit far along the row, over a common offset
         x = (1e4 if dtype != "float16" else 1e3) + rng.standard_normal(n)
         x[2 * n // 3] += 16
-    return rounded(x, dtype)
+    x = rounded(x, dtype)
+    x.flags.writeable = False
+    return x
 
 
 def block(shape: tuple[int, ...], dtype: str, seed: int) -> Any:

@@ -144,8 +144,8 @@ def implementation(name: str) -> Implementation:
         raise pytest.UsageError(f"--implementation {name} was named but cannot be used: {error}") from error
 
 
-def _installed() -> Iterator[Target]:
-    for name in TARGETS:
+def _installed(names: Iterable[str] = TARGETS) -> Iterator[Target]:
+    for name in names:
         try:
             yield target(name)
         except pytest.UsageError:
@@ -159,7 +159,8 @@ def subjects(config: pytest.Config) -> list[Subject]:
     makers = [implementation(name) for name in dict.fromkeys(config.getoption("--implementation") or ["softxp"])]
     names = config.getoption("--target")
     if names is None:  # all that is installed; for a peer, its own library as it comes
-        targets = [t for t in _installed() if all(not m.modules for m in makers) or t.name in _homes(makers)]
+        everywhere = all(not m.modules for m in makers)
+        targets = list(_installed(name for name in TARGETS if everywhere or name in _homes(makers)))
     else:
         targets = [t for name in names for t in (_installed() if name == "all" else [target(name)])]
     devices, found = config.getoption("--device"), {t.device for t in targets}

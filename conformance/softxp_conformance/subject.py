@@ -6,7 +6,7 @@ Answers and truths are kept, since one call answers for every family of rows.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -228,7 +228,6 @@ def _ask(subject: Subject, kind: str, case: Case, variant: str, cells: Any) -> t
     return (subject.take(got[0]), subject.take(got[1])) if isinstance(got, tuple) else (subject.take(got), None)
 
 
-@cache
 def truth(kind: str, case: Case, variant: str, dtype: str) -> Truth:
     x, options = inputs.rows(dtype).x, case.options(variant, dtype)
     if kind == "value":

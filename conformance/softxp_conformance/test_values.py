@@ -1,6 +1,5 @@
 """Values, against the truth: the named rows family by family, drawn rows, every axis, rows as long as vocabularies."""
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -89,8 +88,7 @@ def test_axis(subject: Subject, case: Case, axis: Any, record: Any) -> None:
     )
 
 
-# vocabularies: one that is no multiple of anything, and the longest in use, a power of two. The oracle is asked once for
-# all axes and targets.
+# vocabularies: one that is no multiple of anything, and the longest in use, a power of two
 LENGTHS = [
     (50257, "normal"),
     *(
@@ -100,20 +98,15 @@ LENGTHS = [
 ]
 
 
-@lru_cache(maxsize=64)
-def _long_truth(case: Case, dtype: str, n: int, kind: str) -> tuple[Any, dict[str, Any], Any]:
-    x = inputs.long_row(n, dtype, kind)[None]
-    labels = {**case.labels(x), "labels": np.asarray([2 * n // 3])} if case.labels(x) else {}
-    return x, labels, case.truth(x, **labels)
-
-
 @pytest.mark.family(VOCABULARY)
 @pytest.mark.parametrize("axis", [-1, pytest.param(0, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("n,rows", LENGTHS)
 def test_long(subject: Subject, case: Case, n: int, rows: str, axis: int, record: Any) -> None:
     if case.brief and not (rows == "normal" and n == 50257 and axis == -1):
         pytest.skip("asked of long rows in one shape alone")
-    x, labels, right = _long_truth(case, subject.dtype, n, rows)
+    x = inputs.long_row(n, subject.dtype, rows)[None]
+    labels = {**case.labels(x), "labels": np.asarray([2 * n // 3])} if case.labels(x) else {}
+    right = case.truth(x, **labels)
     got = subject.take(subject.value(case.name, x if axis == -1 else x.T, {"axis": axis, **labels}))
     what = f"{n} {rows}, axis={axis}"
     judge(record, subject, case, "value", VOCABULARY, what, got.reshape(right.value.shape), right, long=True)
