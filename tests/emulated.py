@@ -253,7 +253,7 @@ def answers(
         written[name], target = new_rows(q, rows)
         setattr(call, name, target)
     if launches is None:
-        found = P.plan_of(q.operation, q.dtype, q.flags, call, multiprocessors, 90, q.answer)
+        found = P.plan_of(q.operation, q.dtype, q.flags, call, multiprocessors, 90, answer=q.answer)
         assert found is not None
         launches, pieces, library = found.launches, found.pieces, Library(found.launches)
     workspace = np.full(rows * pieces * P.RECORD + 1, np.nan)

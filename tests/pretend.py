@@ -160,6 +160,7 @@ class Driver:
             "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR": capability[0],
             "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR": capability[1],
             "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT": multiprocessors,
+            "CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": P.ROOM,
         }
         self.loaded: list[bytes] = []
         self.shared: dict[Any, int] = {}  # bytes that functions may ask for

@@ -548,6 +548,21 @@ def test_architectures():
             cuda.target(capability, known)
 
 
+@pytest.mark.parametrize("room, apart", [(P.ROOM, True), (48 << 10, False)])
+def test_a_kernel_asks_for_its_shared_memory(room, apart, monkeypatch, tmp_path):
+    """As much as the GPU has (the driver that is not there looks whether it was asked for)."""
+    monkeypatch.setenv("SOFTXP_CACHE_DIR", str(tmp_path / "cache"))
+    driver = pretend.Driver(multiprocessors=4)
+    driver.facts["CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"] = room
+    with pretend.gpu(driver) as here:
+        x, ct = normal(3, 70_000), normal(3, 70_000, seed=1)
+        got = host(softxp.vjp(softxp.log_softmax, here.cupy.asarray(x))[1](here.cupy.asarray(ct))[0])
+        want = softxp.vjp(softxp.log_softmax, x)[1](ct)[0]
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+        (launch,) = (each for each in driver.launches if each.operation == "log_softmax_pullback")
+        assert any("SHARED" in option for option in launch.options) == apart
+
+
 def test_a_gpu_that_nvrtc_does_not_know(monkeypatch, tmp_path):
     monkeypatch.setenv("SOFTXP_CACHE_DIR", str(tmp_path))
     with pretend.gpu(pretend.Driver(capability=(13, 0))) as here:

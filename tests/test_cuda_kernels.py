@@ -311,7 +311,7 @@ def ask_sums(lib: M.Library, operation: str, answer: str, flags: int, rows: int,
     call.factor = P.Number(factor.ctypes.data, 0, np.nan)
     y, m = np.full(1, np.nan, M.DTYPES[answer]), np.full(1, np.nan)
     call.y, call.m = P.View(y.ctypes.data, 0, 0, 0), P.Rows(m.ctypes.data, 0)
-    plan = P.plan_of(operation, "float32", flags, call, 132, 90, answer)
+    plan = P.plan_of(operation, "float32", flags, call, 132, 90, answer=answer)
     workspace = np.full(plan.workspace // 8 + 1, np.nan)
     call.workspace = workspace.ctypes.data
     for launch in plan.launches:

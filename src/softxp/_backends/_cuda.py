@@ -160,7 +160,7 @@ class Work(Layout):
         flags = self.flags if flags is None else flags
         device, call, number = self.device, self.call, self.device.gpu(self.x)
         gpu, kind, answer = cuda.gpu(number), device.kinds[self.x.dtype], device.kinds[dtype]
-        plan = P.plan_of(operation, kind, flags, call, gpu.multiprocessors, gpu.capability, answer)
+        plan = P.plan_of(operation, kind, flags, call, *gpu.facts, answer)
         if plan is None:
             return False
         if plan.workspace:
@@ -455,7 +455,7 @@ def _ready(device: Device, key: tuple, make: Callable[..., Any], *of: Any) -> Re
             kind, plans = device.kinds[work.x.dtype], []
             # (the last one first: a call has the pieces of rows, and where all rows are one piece nobody asks for that)
             for operation, flags in reversed(operations):
-                plans.append(P.plan_of(operation, kind, flags, work.call, gpu.multiprocessors, gpu.capability))
+                plans.append(P.plan_of(operation, kind, flags, work.call, *gpu.facts))
             if all(plan is not None and len(plan.launches) == 1 for plan in plans):
                 launches = [plan.launches[0] for plan in reversed(plans)]
                 found = Ready(gpu, [gpu.ready(launch) for launch in launches], bytes(work.call))

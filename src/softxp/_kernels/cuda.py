@@ -171,12 +171,16 @@ class Gpu:
         self.driver, self.nvrtc = driver, nvrtc = bindings()
         ask(driver.cuInit, 0)
         device, attribute = ask(driver.cuDeviceGet, index), driver.CUdevice_attribute
-        major, minor, self.multiprocessors = (
+        major, minor, multiprocessors, shared = (
             ask(driver.cuDeviceGetAttribute, getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), device)
-            for name in ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR", "MULTIPROCESSOR_COUNT")
-        )
+            for name in (
+                "COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR", "MULTIPROCESSOR_COUNT",
+                "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN",
+            )
+        )  # fmt: skip
         self.architecture = target(10 * major + minor, list(ask(nvrtc.nvrtcGetSupportedArchs)))
-        self.capability = int(self.architecture.partition("_")[2])  # what the code may count on
+        capability = int(self.architecture.partition("_")[2])  # what the code may count on
+        self.facts = multiprocessors, capability, shared  # as a plan wants them
         self.context = ask(driver.cuDevicePrimaryCtxRetain, device)
         self.context_number = int(self.context)
         self.kernels: dict[tuple[str, ...], Any] = {}

@@ -139,7 +139,7 @@ SECTORS = 4  # neighbouring lanes whose vectors are whole sectors of memory, wha
 STREAM = 512  # threads for a row that is read twice
 CUT = 256  # threads for a piece of a row
 OF_SUMS = 6400  # bytes of shared memory for the sums of a block, at most
-ROOMY = range(90, 120)  # compute capabilities whose multiprocessors have 227 KB of shared memory
+ROOM = 227 << 10  # bytes of shared memory that a block may have, from compute capability 9.0 up to 12.0
 MOST_PIECES = 512  # of a row: each is looked at by each block that finishes the row
 SUMMED = 8  # rows that a thread adds up where there are many: fewer would wait for one another's memory
 WORTH_CUTTING = 1 << 18  # bytes of a row from which two launches cost less than one multiprocessor's slowness
@@ -187,20 +187,27 @@ def instance(
 
 def plan(
     operation: str, dtype: str, flags: int, rows: int, n: int, *, multiprocessors: int, capability: int = 80,
-    aligned: bool = True, along: int = 1, beside: int = 0, answer: str = "",
+    shared: int = ROOM, aligned: bool = True, along: int = 1, beside: int = 0, answer: str = "",
 ) -> Plan | None:  # fmt: skip
     """The plan for `rows` rows of `n` numbers, with answers of the dtype `answer` or else x's.
 
-    capability: 90 for 9.0, from which on blocks can be clusters. aligned: every row of x begins at a multiple of 16 bytes.
-    along: x's step along a row. beside: the step from one row to the next where that is a shorter one, else 0. `plan_of`
-    reads these off a Call.
+    capability: 90 for 9.0, from which on blocks can be clusters. shared: bytes of shared memory that a block may have.
+    aligned: every row of x begins at a multiple of 16 bytes. along: x's step along a row. beside: the step from one row to
+    the next where that is a shorter one, else 0. `plan_of` reads these off a Call.
     """
     what = (operation, dtype, answer or dtype, flags)
-    return _make(*what, rows, n, multiprocessors, capability, aligned, along == 1, beside != 0)
+    return _make(*what, rows, n, multiprocessors, capability, shared, aligned, along == 1, beside != 0)
 
 
 def plan_of(
-    operation: str, dtype: str, flags: int, call: Call, multiprocessors: int, capability: int = 80, answer: str = ""
+    operation: str,
+    dtype: str,
+    flags: int,
+    call: Call,
+    multiprocessors: int,
+    capability: int = 80,
+    shared: int = ROOM,
+    answer: str = "",
 ) -> Plan | None:
     """The plan for a Call, into which its pieces are written. The workspace is still the caller's to find."""
     if operation in SUMS:
@@ -214,7 +221,7 @@ def plan_of(
     aligned = x.address % 16 == 0 and outer_step * size % 16 == 0 and (inner == 1 or inner_step * size % 16 == 0)
     found = plan(
         operation, dtype, flags, call.rows, call.n, multiprocessors=multiprocessors, capability=capability,
-        aligned=aligned, along=along, beside=beside if abs(beside) < abs(along) else 0, answer=answer,
+        shared=shared, aligned=aligned, along=along, beside=beside if abs(beside) < abs(along) else 0, answer=answer,
     )  # fmt: skip
     if found is not None:
         call.pieces, call.piece = found.pieces, found.piece
@@ -224,7 +231,7 @@ def plan_of(
 @lru_cache(4096)
 def _make(
     operation: str, dtype: str, answer: str, flags: int, rows: int, n: int, multiprocessors: int, capability: int,
-    aligned: bool, together: bool, columns: bool,
+    shared: int, aligned: bool, together: bool, columns: bool,
 ) -> Plan | None:  # fmt: skip
     if not {dtype, answer} <= set(SIZES) or not answers(dtype, answer) or not 0 < n <= LONGEST:
         return None
@@ -277,7 +284,7 @@ def _make(
         first = instance(*shape, grid=blocks * pieces, part="FIRST")
         return Plan((first, instance(*shape, grid=finishing, part="LAST")), rows * pieces * RECORD * 8, pieces, piece)
     if not held and lanes != COLUMNS and clusters and 8 * rows <= BLOCKS:
-        found = _make_cluster(what, rows, n, together and capability in ROOMY, whole, peeled)
+        found = _make_cluster(what, rows, n, shared if together else 0, whole, peeled)
         if found is not None:
             return found
     if blocks > BLOCKS:
@@ -286,9 +293,9 @@ def _make(
 
 
 def _make_cluster(
-    what: tuple[str, str, str, int], rows: int, n: int, room: bool, whole: int, peeled: int
+    what: tuple[str, str, str, int], rows: int, n: int, shared: int, whole: int, peeled: int
 ) -> Plan | None:
-    """Blocks that share a row which one cannot hold. `room`: may v wait in shared memory?"""
+    """Blocks that share a row which one cannot hold. `shared`: bytes of shared memory in which v may wait."""
     operation, dtype, _, flags = what
     width = 16 // SIZES[dtype]
 
@@ -297,13 +304,14 @@ def _make_cluster(
         piece = _up(_up(n, cluster), width) * width
         return piece, _up(piece + peeled, width)
 
-    ways = (IN_REGISTERS, V_IN_SHARED) if room and reads_v(operation, flags) else (IN_REGISTERS,)
+    ways = (IN_REGISTERS, V_IN_SHARED) if reads_v(operation, flags) else (IN_REGISTERS,)
     for limit, held, cluster in itertools.product((whole // SHARED, whole), ways, (2, 4, 8)):
         (piece, vectors), most = of(cluster), vectors_at_most(operation, dtype, flags, held)
         threads = _round(_up(vectors, most))
         if _up(n, piece) == cluster and threads <= limit and threads * most >= vectors:
             launch = instance(*what, threads, threads, most, held, rows * cluster, "CLUSTER", cluster)
-            return Plan((launch,), 0, cluster, piece)
+            if launch.shared <= shared:
+                return Plan((launch,), 0, cluster, piece)
     # it is read again, by so few clusters at a time that it is found in the second cache
     (piece, _), most = of(8), vectors_at_most(operation, dtype, flags)
     if _up(n, piece) != 8:
