@@ -39,6 +39,9 @@ def backward(y, *leaves):
         t.grad = None
 """
 
+# name, and the words of it, ours and theirs
+CAUSAL = (("attention", "", ""), ("causal attention", ", causal=True", ", is_causal=True"))
+
 # title -> (sizes, what is set up, contender -> call). The first contender's time is what the others' is divided by.
 DUELS: dict[str, tuple[tuple[int, ...], tuple[int, ...], str, dict[str, str]]] = {
     "linear cross-entropy and gradients, rows × h × vocabulary": (
@@ -87,43 +90,49 @@ if "torch" in globals():
             "torch": "backward(clip(), ta, tb)",
         },
     ),
-    "attention, heads × length × d": (
-        (8, 2048, 64), (2, 64, 16),
-        """
+    **{
+        f"{name}, heads × length × d": (
+            (8, 2048, 64), (2, 64, 16),
+            f"""
 q, k, v = normal(1, *sizes), normal(1, *sizes)[..., ::-1].copy(), normal(1, *sizes)
 if "torch" in globals():
     tq, tk, tv = (torch.from_numpy(a) for a in (q, k, v))
     from torch.nn.attention import SDPBackend, sdpa_kernel
     def plain():
         with sdpa_kernel(SDPBackend.MATH):
-            return tf.scaled_dot_product_attention(tq, tk, tv)
+            return tf.scaled_dot_product_attention(tq, tk, tv{theirs})
 if "jax" in globals():
     js = [jnp.asarray(a).swapaxes(1, 2) for a in (q, k, v)]
-    theirs = jax.jit(jax.nn.dot_product_attention)
+    theirs = jax.jit(lambda *js: jax.nn.dot_product_attention(*js{theirs}))
 """,
-        {
-            "softxp": "softxp.attention(q, k, v)",
-            "softxp on torch": "softxp.attention(tq, tk, tv)",
-            "torch": "tf.scaled_dot_product_attention(tq, tk, tv)",
-            "torch, its plain road": "plain()",
-            "jax": "jax.block_until_ready(theirs(*js))",
-        },
-    ),
-    "attention and gradients, heads × length × d": (
-        (8, 2048, 64), (2, 64, 16),
-        """
+            {
+                "softxp": f"softxp.attention(q, k, v{ours})",
+                "softxp on torch": f"softxp.attention(tq, tk, tv{ours})",
+                "torch": f"tf.scaled_dot_product_attention(tq, tk, tv{theirs})",
+                "torch, its plain road": "plain()",
+                "jax": "jax.block_until_ready(theirs(*js))",
+            },
+        )
+        for name, ours, theirs in CAUSAL
+    },
+    **{
+        f"{name} and gradients, heads × length × d": (
+            (8, 2048, 64), (2, 64, 16),
+            f"""
 q, k, v = (leaf(a) for a in (normal(1, *sizes), normal(1, *sizes)[..., ::-1].copy(), normal(1, *sizes)))
 from torch.nn.attention import SDPBackend, sdpa_kernel
 def plain():
     with sdpa_kernel(SDPBackend.MATH):
-        return tf.scaled_dot_product_attention(q, k, v)
+        return tf.scaled_dot_product_attention(q, k, v{theirs})
 """,
-        {
-            "softxp on torch": "backward(softxp.attention(q, k, v), q, k, v)",
-            "torch": "backward(tf.scaled_dot_product_attention(q, k, v), q, k, v)",
-            "torch, its plain road": "backward(plain(), q, k, v)",
-        },
-    ),
+            {
+                "softxp on torch": f"backward(softxp.attention(q, k, v{ours}), q, k, v)",
+                "torch": f"backward(tf.scaled_dot_product_attention(q, k, v{theirs}), q, k, v)",
+                "torch, its plain road": "backward(plain(), q, k, v)",
+            },
+        )
+        for name, ours, theirs in CAUSAL
+    },
     **{
         f"{name}, rows × n": (
             (4096, 1000), (64, 100), "x = normal(*sizes)\nt = torch.from_numpy(x)",

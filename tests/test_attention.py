@@ -106,6 +106,41 @@ def test_causal_ends_with_the_last_key():
     assert (out[..., :2, :] == 0).all() and (lse[..., :2] == -np.inf).all() and np.isfinite(lse[..., 2:]).all()
 
 
+@pytest.mark.parametrize("bias", [None, BIAS[:, :1, :6], BIAS[..., :6]], ids=["plain", "keys", "whole"])
+def test_what_causality_hides_is_passed_over(bias):
+    """A tile of it is not looked at: with NaN there the rows before it have all their values and derivatives."""
+    square = Q, K[..., :6, :], V[..., :6, :]
+    later = [a.copy() for a in square]
+    for a in later:
+        a[..., 4:, :] = np.nan
+
+    def all_of(arrays):
+        *arrays, b = tensors(*arrays, 0.0 if bias is None else bias, grad=True)
+        how = dict(causal=True, chunk_size=(2, 2), bias=None if bias is None else b)
+        y = softxp.attention(*arrays, **how)
+        y[..., :4, :].sum().backward()
+        with torch.autograd.forward_ad.dual_level():
+            moved = [torch.autograd.forward_ad.make_dual(a.detach(), a.detach()) for a in arrays]
+            out = torch.autograd.forward_ad.unpack_dual(softxp.attention(*moved, **how))
+            dy = out.tangent.detach()
+        outs = [y.detach(), dy, arrays[0].grad, *([] if b.grad is None else [b.grad] if b.shape[-2] > 1 else [])]
+        return [a[..., :4, :4] for a in outs]
+
+    for got, want in zip(all_of(later), all_of(square), strict=True):
+        torch.testing.assert_close(got, want)
+    how = dict(causal=True, chunk_size=(2, 2))
+    got, want = softxp.attention(*later, **how), softxp.attention(*square, **how)
+    np.testing.assert_array_equal(got[..., :4, :], want[..., :4, :])
+
+
+@pytest.mark.parametrize("queries, keys", [(0, 3), (3, 0), (0, 0)])
+def test_causal_of_nothing(queries, keys):
+    q, k, v = tensors(Q[..., :queries, :], K[..., :keys, :], V[..., :keys, :], grad=True)
+    y = softxp.attention(q, k, v, causal=True, chunk_size=(2, 2))
+    y.sum().backward()
+    assert y.shape == (2, 4, queries, 5) and not y.any() and not q.grad.any()
+
+
 def test_beside_jax():
     jax = pytest.importorskip("jax")
     q, k, v = (jax.numpy.asarray(a, dtype="float32") for a in (Q, K, K[..., ::-1]))  # one width for JAX

@@ -126,7 +126,8 @@ def tile_size(chunk_size, g):
     if chunk_size is not None:
         return max(1, queries), chunk_size
     fit = BUDGET // (8 if "64" in str(g.q.dtype) else 4) // max(1, prod(lead))  # scores of each head
-    wide = LONG if fit >= MANY * LONG else SHORT
+    long = LONG if g.q_at is None else LONG // 4  # a causal tile that nearly is a square leaves least to be masked
+    wide = long if fit >= MANY * long else SHORT
     rows = max(1, min(queries, fit // max(1, min(keys, wide))))
     return rows, max(1, wide, fit // rows)
 
@@ -157,6 +158,13 @@ def turned(xp, a):
 
 def largest(xp, dtype):
     return 1.7976931348623157e308 if dtype == xp.float64 else 3.4028234663852886e38
+
+
+def hidden(xp, g):
+    """Does causality leave nothing of the tile? Then it is passed over, where that can be known on the host now."""
+    if g.q_at is None or 0 in (g.q_at.shape[0], g.k_at.shape[1]):
+        return False
+    return xp.above(g.k_at[0, 0], g.q_at[-1, 0])
 
 
 def tile_scores(xp, g, softcap, slope=False):
@@ -215,6 +223,8 @@ def fold(xp, g, size, softcap):
     nothing = State(zero - F.INF, zero, xp.zeros_like(product(xp, zero, g.v[..., :1, :])))
 
     def block(state, tile):
+        if hidden(xp, tile):
+            return state, ()
         return join(xp, State(*state), tile_state(xp, tile, softcap)), ()
 
     return State(*over(xp, g, BY_KEY, keys, size, block, nothing, ())[0])
@@ -261,6 +271,9 @@ def attention_vjp(call, xp, ct, y, wanted, q, k, v, *, softcap, chunk_size, dtyp
 
     def of_tile(carry, tile, ct, less, m, r):
         dk, dv, db = carry
+        if hidden(xp, tile):
+            rows = [xp.zeros_like(tile.q)] if wants["q"] else []
+            return carry, (*rows, xp.zeros_like(tile.bias)) if each_query else tuple(rows)
         s, slope = tile_scores(xp, tile, softcap, slope=True)
         p = xp.exp(s - finite(xp, m)) / (1 + r)
         if wants["v"]:
@@ -324,6 +337,8 @@ def attention_jvp(call, xp, y, tangents, q, k, v, *, softcap, chunk_size, dtype,
         still = frozen(xp, m)
 
         def of_tile(carry, tile):
+            if hidden(xp, tile):
+                return carry, ()
             dlse, dout = carry
             s, slope = tile_scores(xp, tile, softcap, slope=True)
             p = xp.exp(s - finite(xp, m)) / (1 + r)

@@ -88,6 +88,7 @@ XP = careful(
     sum=total,
     max=lambda x, *, axis, keepdims: maximum(x, axis, None, None, keepdims),
     astype=astype,
+    above=lambda a, b: bool(a > b),
 )
 
 

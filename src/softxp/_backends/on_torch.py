@@ -90,6 +90,7 @@ XP = careful(
     cumulative_sum=lambda x, axis: torch.cumsum(x, dim=axis),
     descending=_descending,
     largest=lambda x, k: torch.topk(x, k, dim=-1).values,
+    above=lambda a, b: bool(_look(lambda a: a > b, a)),
     # (which of equal entries topk finds is not said)
     largest_at=lambda x, k: torch.sort(x, dim=-1, descending=True, stable=True).indices[..., :k],
 )
