@@ -162,9 +162,16 @@ def largest(xp, dtype):
 
 def hidden(xp, g):
     """Does causality leave nothing of the tile? Then it is passed over, where that can be known on the host now."""
-    if g.q_at is None or 0 in (g.q_at.shape[0], g.k_at.shape[1]):
-        return False
-    return xp.above(g.k_at[0, 0], g.q_at[-1, 0])
+    return g.q_at is not None and 0 not in causal_shape(g) and xp.above(g.k_at[0, 0], g.q_at[-1, 0])
+
+
+def causal(xp, g):
+    """Does causality leave anything out of the tile, as far as that can be known on the host now?"""
+    return g.q_at is not None and (0 in causal_shape(g) or not xp.above(g.q_at[0, 0] + 1, g.k_at[0, -1]))
+
+
+def causal_shape(g):
+    return g.q_at.shape[0], g.k_at.shape[1]
 
 
 def tile_scores(xp, g, softcap, slope=False):
@@ -176,7 +183,7 @@ def tile_scores(xp, g, softcap, slope=False):
     if g.bias is not None:
         s = s + g.bias
     part = g.where
-    if g.q_at is not None:
+    if causal(xp, g):
         seen = g.k_at <= g.q_at
         part = seen if part is None else part & seen
     one = g.q[..., :1]
