@@ -3,10 +3,12 @@ stream; what is compiled, kept and tried again; and that nobody waits for the GP
 test_cuda_kernels.py's.
 """
 
+import gc
 import os
 import subprocess
 import sys
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -648,6 +650,33 @@ def test_torch_scales_the_gradient_of_a_shorter_loss(gpu, torch):
     wide = x.detach().double().requires_grad_()
     own = torch.nn.functional.cross_entropy(wide, labels)
     (want,) = torch.autograd.grad(own, wide, torch.tensor(0.25, dtype=torch.float64))
+    torch.testing.assert_close(got, want.float(), rtol=2e-5, atol=1e-7)
+
+
+def test_torch_lets_go_of_a_loss_without_a_backward(gpu, torch):
+    """At once: where the graph held itself, logits and gradients would pile up until Python looks for such."""
+    gc.disable()
+    try:
+        for reduction in ("mean", "sum"):
+            x = torch.randn(4, 7, requires_grad=True)
+            logits = x * 2
+            loss = softxp.cross_entropy(logits, torch.tensor([1, 2, -100, 6]), reduction=reduction)
+            seen = weakref.ref(logits), weakref.ref(loss)
+            del loss, logits
+            assert [each() for each in seen] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_torch_hooks_that_keep_what_is_saved_elsewhere(gpu, torch):
+    x, labels = torch.randn(4, 7, requires_grad=True), torch.tensor([1, 2, -100, 6])
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+        loss = softxp.cross_entropy(x, labels)
+    wide = x.detach().double().requires_grad_()
+    with torch.no_grad():
+        x.zero_()
+    (got,) = torch.autograd.grad(loss, x, torch.tensor(2.0))
+    (want,) = torch.autograd.grad(torch.nn.functional.cross_entropy(wide, labels), wide, torch.tensor(2.0).double())
     torch.testing.assert_close(got, want.float(), rtol=2e-5, atol=1e-7)
 
 

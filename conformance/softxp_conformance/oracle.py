@@ -30,6 +30,8 @@ def remembered(found_out: Callable[..., Any], most: int | None = None) -> Callab
 
     @wraps(found_out)
     def remembers(*given: Any, **options: Any) -> Any:
+        if any(isinstance(value, Number) for value in given):  # made on the way: nobody asks for it again
+            return found_out(*given, **options)
         key = (*map(content, given), *((name, content(value)) for name, value in options.items()))
         if key in known:
             known[key] = known.pop(key)  # the one last asked for is the last to go

@@ -38,7 +38,7 @@ class Device:
     together: Callable[[Any], Any]  # array -> itself, or a copy, in C order
     stream: Callable[[int], int]  # number of a GPU -> handle of its current stream
     guard: Callable[[Any], AbstractContextManager[Any]] = lambda x: _NOWHERE  # under which new arrays lie beside x
-    ready: dict[tuple, Any] = field(default_factory=dict)  # of `plain_rows`
+    ready: dict[tuple, Any] = field(default_factory=dict)  # calls of plain rows
 
 
 def on_gpu(serve: Callable[..., Any]) -> Callable[..., Any]:
@@ -318,7 +318,7 @@ class Loss(Work):
         if self.reduction == "none":
             return F.cast(xp, F.drop(xp, xp.reshape(both[0, ...], self.row_shape), self.axis), self.dtype)
         y = self.device.empty((), self.dtype, self.x)
-        self.call.y = P.View(self.hold(y), 0, 0, 0)
+        self.call.y = P.View(self.device.address(y), 0, 0, 0)  # (not held: y's autograd holds this)
         self.summed("total")
         return y
 

@@ -322,6 +322,7 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
             setup(ctx, inputs[1:], output)
             _, ctx.gradients, ctx.again = inputs[0]
+            ctx.at = None if ctx.again is None else [t.data_ptr() for t in inputs[2:]]
             inputs[0].clear()
 
         @staticmethod
@@ -329,8 +330,9 @@ def _lift(op: Op, _: Any) -> Callable[[dict[str, Any]], Any]:
             gradients, again = ctx.gradients, ctx.again
             ctx.gradients = ctx.again = None
             if gradients is not None and again is not None and not torch.is_grad_enabled():
-                _ = ctx.saved_tensors  # which nobody may have written since
-                g = again(cts[0]) if _road(cts[0]) is CUDA else NotImplemented
+                # (torch says who has written into what is saved; unless it was kept elsewhere, by its hooks)
+                here = ctx.at == [t.data_ptr() for t in ctx.saved_tensors[:-1]]
+                g = again(cts[0]) if here and _road(cts[0]) is CUDA else NotImplemented
                 if g is not NotImplemented:
                     return None, None, *(g if k == "x" else None for k in ctx.fixed.names)
             elif gradients is not None and not torch.is_grad_enabled():
